@@ -1,0 +1,386 @@
+//! Decides, per call, which endpoint gets it. Pure: standard library alone, no clock, no socket, no task; time and chance are
+//! arguments. The service's simulator runs this very code.
+//!
+//! A [`Picker`] is made anew whenever the list or the connections change; what is known of each endpoint ([`Peer`]) and of all
+//! together ([`Fleet`]) outlives it. A pick takes no lock and allocates nothing. It refuses to judge health: who is in the list,
+//! and with which weight, is the balancer's to say. Three things it does on its own, since only the caller can see them in time:
+//!
+//! - an endpoint that answers nothing while others do is *stalled*: it costs the calls in flight and two more, then it is
+//!   passed over until it says something;
+//! - an endpoint whose calls fail one after the other is put *aside*, and tried by single calls; at most half of the endpoints
+//!   may be aside, and never so many that fewer than two are left;
+//! - a failed call weighs like a call in flight for a second: failing fast is not being idle.
+
+mod breaker;
+mod peer;
+mod rng;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+pub use breaker::{FAILURES_IN_A_ROW, PAUSE_US_MAX, PAUSE_US_MIN};
+pub use peer::{Peer, SILENCE_CANARY_US, SOUR_US, UNANSWERED_MAX};
+pub use rng::Rng;
+
+use breaker::Gate;
+use rng::{GOLDEN_STEP, scale};
+
+/// An endpoint is never called stalled before its oldest unanswered call is this old, microseconds.
+pub const STALL_US_MIN: u64 = 50_000;
+/// Nor before that call is this many times as old as answers usually take.
+pub const STALL_FACTOR: u64 = 4;
+/// Draws for a fit endpoint before all are looked through.
+const DRAWS_MAX: usize = 4;
+/// Endpoints looked at for one that owes fewer answers. Bounds the cost of a pick among thousands.
+const NEIGHBOURS_MAX: usize = 16;
+
+/// How a call ended, by whom the end blames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Well.
+    Ok,
+    /// The caller's mistake; never blames the endpoint.
+    Caller,
+    /// Nobody wanted the answer any more; blames nobody.
+    Cancelled,
+    /// The endpoint said it has too much to do.
+    Overload,
+    /// The endpoint's fault, or that of the way to it.
+    Endpoint,
+    /// Time ran out; judged against the other endpoints.
+    Deadline,
+}
+
+/// How endpoints are chosen per call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// Two choices by weight, the one with fewer of this client's calls in flight per weight.
+    #[default]
+    LeastLoad,
+    /// Turns in proportion to weight.
+    WeightedRoundRobin,
+    /// Turns; in proportion to weight as well, since weights then differ only while endpoints start.
+    RoundRobin,
+}
+
+/// What one client has learnt of all its endpoints together. Outlives pickers.
+#[derive(Debug)]
+pub struct Fleet {
+    turn: AtomicU64,
+    /// The last sign of life of any endpoint, microseconds.
+    life_us: AtomicU64,
+    /// How long answers usually take, microseconds; 0 before the first.
+    answer_us_mean: AtomicU64,
+    /// A stalled endpoint was met that nobody was told of.
+    alarm: AtomicBool,
+}
+
+impl Fleet {
+    /// Nothing learnt yet. The seed sets where turns begin, so that many clients do not begin with the same endpoint.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            turn: AtomicU64::new(Rng::from_seed(seed).next_u64() >> 1),
+            life_us: AtomicU64::new(0),
+            answer_us_mean: AtomicU64::new(0),
+            alarm: AtomicBool::new(false),
+        }
+    }
+
+    /// Time after which an unanswered call counts as silence, microseconds.
+    pub fn stall_us(&self) -> u64 {
+        self.answer_us_mean.load(Relaxed).saturating_mul(STALL_FACTOR).max(STALL_US_MIN)
+    }
+
+    /// True once after a pick met a stalled endpoint that was not suspected yet: time for [`Picker::survey`].
+    pub fn take_alarm(&self) -> bool {
+        self.alarm.load(Relaxed) && self.alarm.swap(false, Relaxed)
+    }
+
+    fn learn_answer(&self, took_us: u64) {
+        let mean = self.answer_us_mean.load(Relaxed);
+        // A lost update between threads costs one sample of thousands.
+        let next = if mean == 0 { took_us } else { mean - mean / 16 + took_us / 16 };
+        self.answer_us_mean.store(next.max(1), Relaxed);
+    }
+}
+
+/// An endpoint as the list has it, offered to a picker.
+#[derive(Debug)]
+pub struct Offer<T> {
+    /// What is known of it.
+    pub peer: Arc<Peer>,
+    /// Share wanted; 0 means no new calls.
+    pub weight: u32,
+    /// Failover tier, 0 is best.
+    pub priority: u32,
+    /// Whether a call could be sent to it now.
+    pub ready: bool,
+    /// The caller's own handle to it.
+    pub item: T,
+}
+
+/// Chooses among the ready endpoints of the best tier that has one.
+#[derive(Debug)]
+pub struct Picker<T> {
+    policy: Policy,
+    fleet: Arc<Fleet>,
+    candidates: Vec<Candidate<T>>,
+    weight_sum: u64,
+    /// All weights are equal: turns are then strict.
+    even: bool,
+    /// Some candidate may be fresh.
+    fresh: AtomicBool,
+}
+
+/// One endpoint that may be picked.
+#[derive(Debug)]
+pub struct Candidate<T> {
+    /// What is known of it.
+    pub peer: Arc<Peer>,
+    /// Share wanted, at least 1.
+    pub weight: u32,
+    /// The caller's own handle to it.
+    pub item: T,
+    /// Sum of the weights before it.
+    offset: u64,
+}
+
+/// How fit a candidate is, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Fit,
+    /// Stalled or aside, but a call is due that finds out.
+    Canary,
+    Stalled,
+    Aside,
+    /// This call was there already.
+    Tried,
+}
+
+impl<T> Picker<T> {
+    /// A picker over what is offered. Weights of 0 are left out, and so is every tier but the best one with a ready endpoint.
+    pub fn new(policy: Policy, fleet: Arc<Fleet>, offers: impl IntoIterator<Item = Offer<T>>) -> Self {
+        let mut usable: Vec<Offer<T>> = offers.into_iter().filter(|o| o.ready && o.weight > 0).collect();
+        let best = usable.iter().map(|o| o.priority).min();
+        usable.retain(|o| Some(o.priority) == best);
+        let mut weight_sum = 0;
+        let candidates: Vec<Candidate<T>> = usable
+            .into_iter()
+            .map(|o| {
+                let offset = weight_sum;
+                weight_sum += u64::from(o.weight);
+                Candidate { peer: o.peer, weight: o.weight, item: o.item, offset }
+            })
+            .collect();
+        let even = candidates.windows(2).all(|pair| pair[0].weight == pair[1].weight);
+        let fresh = AtomicBool::new(candidates.iter().any(|c| c.peer.is_fresh()));
+        Self { policy, fleet, candidates, weight_sum, even, fresh }
+    }
+
+    /// Those that may be picked.
+    pub fn candidates(&self) -> &[Candidate<T>] {
+        &self.candidates
+    }
+
+    /// Chooses an endpoint for a call and counts the call as in flight there, until [`Picker::ended`]. Those in `tried` are
+    /// chosen only when there is no other. `None` when there is nothing to choose from.
+    pub fn pick(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        let chosen = self.choose(now_us, rng, tried)?;
+        chosen.peer.begin();
+        Some(chosen)
+    }
+
+    fn choose(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        if self.fresh.load(Relaxed) {
+            if let Some(fresh) = self.candidates.iter().find(|c| c.peer.take_fresh()) {
+                return Some(fresh);
+            }
+            self.fresh.store(false, Relaxed);
+        }
+        let chosen = match self.policy {
+            Policy::LeastLoad => self.lighter_of_two(now_us, rng, tried),
+            Policy::WeightedRoundRobin | Policy::RoundRobin => self.next_turn(now_us, tried),
+        };
+        let Some(chosen) = chosen else {
+            return self.least_bad(now_us, tried);
+        };
+        if chosen.peer.unanswered().0 >= UNANSWERED_MAX {
+            // It owes answers. Perhaps it is only busy; but whoever is less busy and owes fewer is the safer choice, and so a
+            // stalled endpoint costs two calls, not as many as fit into the time until it is called stalled.
+            return Some(self.owing_less(chosen, now_us, rng, tried).unwrap_or(chosen));
+        }
+        Some(chosen)
+    }
+
+    /// Two fit candidates drawn by weight, and of them the one with less in flight.
+    fn lighter_of_two(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        let first = (0..DRAWS_MAX)
+            .map(|_| self.at(rng.below(self.weight_sum)))
+            .find_map(|c| c.filter(|c| self.admits(c, now_us, tried)))?;
+        let rest = self.weight_sum - u64::from(first.weight);
+        if rest == 0 || first.peer.load(now_us) == 0 {
+            // An idle one is taken as drawn: at low load shares follow weights exactly.
+            return Some(first);
+        }
+        let second = (0..DRAWS_MAX)
+            .map(|_| {
+                // Drawn from the others alone, as if the first were cut out of the line.
+                let at = rng.below(rest);
+                self.at(if at < first.offset { at } else { at + u64::from(first.weight) })
+            })
+            .find_map(|c| c.filter(|c| self.admits(c, now_us, tried)));
+        match second {
+            Some(second) if is_lighter(second, first, now_us) => Some(second),
+            _ => Some(first),
+        }
+    }
+
+    /// The candidate whose turn it is, passing over those unfit.
+    fn next_turn(&self, now_us: u64, tried: &[u64]) -> Option<&Candidate<T>> {
+        (0..DRAWS_MAX).find_map(|_| {
+            let turn = self.fleet.turn.fetch_add(1, Relaxed);
+            let candidate = if self.even {
+                let count = self.candidates.len() as u64;
+                self.candidates.get(turn.checked_rem(count)? as usize)
+            } else {
+                // Golden-ratio steps along the line of weights: every stretch is met in proportion to its length, and evenly.
+                self.at(scale(turn.wrapping_mul(GOLDEN_STEP), self.weight_sum))
+            };
+            candidate.filter(|c| self.admits(c, now_us, tried))
+        })
+    }
+
+    /// Nothing fit was found by drawing: the best of what there is.
+    fn least_bad(&self, now_us: u64, tried: &[u64]) -> Option<&Candidate<T>> {
+        let mut best: Option<(&Candidate<T>, Standing)> = None;
+        for candidate in &self.candidates {
+            let standing = self.standing(candidate, now_us, tried);
+            let better = match best {
+                None => true,
+                Some((other, theirs)) => {
+                    standing < theirs || (standing == theirs && is_lighter(candidate, other, now_us))
+                }
+            };
+            if better {
+                best = Some((candidate, standing));
+            }
+        }
+        best.map(|(candidate, _)| candidate)
+    }
+
+    /// A fit neighbour that is less loaded and owes fewer answers.
+    fn owing_less(
+        &self,
+        chosen: &Candidate<T>,
+        now_us: u64,
+        rng: &mut Rng,
+        tried: &[u64],
+    ) -> Option<&Candidate<T>> {
+        let count = self.candidates.len();
+        let start = rng.below(count as u64) as usize;
+        self.candidates
+            .iter()
+            .cycle()
+            .skip(start)
+            .take(count.min(NEIGHBOURS_MAX))
+            .filter(|c| c.peer.unanswered().0 < UNANSWERED_MAX && is_lighter(c, chosen, now_us))
+            .find(|c| self.standing(c, now_us, tried) == Standing::Fit)
+    }
+
+    /// The candidate at this place on the line of weights.
+    fn at(&self, place: u64) -> Option<&Candidate<T>> {
+        let after = self.candidates.partition_point(|c| c.offset <= place);
+        self.candidates.get(after.checked_sub(1)?)
+    }
+
+    /// Whether the candidate may be taken now; a canary that is due is thereby spent.
+    fn admits(&self, candidate: &Candidate<T>, now_us: u64, tried: &[u64]) -> bool {
+        match self.standing(candidate, now_us, tried) {
+            Standing::Fit => true,
+            Standing::Canary => {
+                candidate.peer.take_silence_canary(now_us) || candidate.peer.breaker.take_canary(now_us)
+            }
+            Standing::Stalled | Standing::Aside | Standing::Tried => false,
+        }
+    }
+
+    fn standing(&self, candidate: &Candidate<T>, now_us: u64, tried: &[u64]) -> Standing {
+        let peer = &candidate.peer;
+        if tried.contains(&peer.id()) {
+            return Standing::Tried;
+        }
+        match peer.breaker.gate(now_us) {
+            Gate::Open => {}
+            Gate::CanaryDue => return Standing::Canary,
+            Gate::Closed => return Standing::Aside,
+        }
+        if !self.is_stalled(peer, now_us) {
+            return Standing::Fit;
+        }
+        if !peer.is_aside() {
+            self.fleet.alarm.store(true, Relaxed);
+        }
+        match peer.silence_gate(now_us) {
+            Gate::CanaryDue => Standing::Canary,
+            Gate::Open | Gate::Closed => Standing::Stalled,
+        }
+    }
+
+    /// Two calls or more went there since it last said anything, the first of them long ago, and others have answered since.
+    pub fn is_stalled(&self, peer: &Peer, now_us: u64) -> bool {
+        let (count, first_us) = peer.unanswered();
+        count >= UNANSWERED_MAX
+            && now_us.saturating_sub(first_us) > self.fleet.stall_us()
+            && self.fleet.life_us.load(Relaxed) > first_us
+    }
+
+    /// Candidates that stalled and that this has not named since they last gave a sign of life.
+    pub fn survey(&self, now_us: u64) -> impl Iterator<Item = &Candidate<T>> {
+        self.candidates.iter().filter(move |c| self.is_stalled(&c.peer, now_us) && c.peer.suspect())
+    }
+
+    /// The first answer to a call arrived: its response head. `sent_us` is when it was sent.
+    pub fn answered(&self, peer: &Peer, sent_us: u64, now_us: u64) {
+        self.fleet.learn_answer(now_us.saturating_sub(sent_us));
+        self.spoke(peer, now_us);
+    }
+
+    /// The endpoint said something more, such as a message of a stream.
+    pub fn spoke(&self, peer: &Peer, now_us: u64) {
+        peer.revive();
+        self.fleet.life_us.fetch_max(now_us, Relaxed);
+    }
+
+    /// A call ended, its place in flight is free. `sent_us` is when it was sent, `None` if it never was; `answered` says whether
+    /// the endpoint said anything at all.
+    pub fn ended(&self, peer: &Peer, class: Class, sent_us: Option<u64>, answered: bool, now_us: u64) {
+        peer.finish();
+        if let Some(sent_us) = sent_us.filter(|_| !answered && class == Class::Cancelled) {
+            // Given up in haste says nothing; given up after a long wait is evidence, and stays.
+            if now_us.saturating_sub(sent_us) <= self.fleet.stall_us() {
+                peer.forget_unanswered(sent_us);
+            }
+        }
+        if peer.judge(class, now_us) && self.has_room_aside() {
+            peer.breaker.put_aside(now_us);
+        }
+    }
+
+    /// At most half aside, and two at least not.
+    fn has_room_aside(&self) -> bool {
+        let count = self.candidates.len();
+        let aside = self.candidates.iter().filter(|c| c.peer.breaker.is_aside()).count();
+        aside < (count / 2).min(count.saturating_sub(2))
+    }
+}
+
+/// Whether `a` carries less per weight than `b`. Half a call is added to both: counting whole calls alone, an endpoint of small
+/// weight is either idle, and attracts far more than its share, or seems crushed by a single call.
+fn is_lighter<T>(a: &Candidate<T>, b: &Candidate<T>, now_us: u64) -> bool {
+    (2 * a.peer.load(now_us) + 1) * u64::from(b.weight) < (2 * b.peer.load(now_us) + 1) * u64::from(a.weight)
+}
+
+#[cfg(test)]
+mod tests;

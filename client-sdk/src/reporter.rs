@@ -1,0 +1,171 @@
+//! What a backend links: it makes itself known to every balancer, says how loaded it is, answers health checks, ORCA pulls
+//! and probes, and leaves without losing a call.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use lookaside_sdk::reporter::Reporter;
+//!
+//! let reporter = Reporter::builder("greeter")
+//!     .balancers(["127.0.0.1:7400"])
+//!     .advertise("10.0.1.11:50051")
+//!     .start()
+//!     .await?;
+//! tonic::transport::Server::builder()
+//!     .layer(reporter.layer())
+//!     .add_service(reporter.health_service())
+//!     .add_service(reporter.orca_service())
+//!     .add_service(reporter.probe_service())
+//!     // .add_service(GreeterServer::new(greeter))
+//!     .serve_with_shutdown("0.0.0.0:50051".parse()?, reporter.drained_on(async {
+//!         tokio::signal::ctrl_c().await.ok();
+//!     }))
+//!     .await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It refuses to stand in the way: no call waits for a balancer, nothing here can fail a call, and a backend whose
+//! balancers are all away serves as before.
+
+mod builder;
+mod counters;
+mod cpu;
+mod drain;
+mod layer;
+mod link;
+mod orca;
+mod overrides;
+mod probe;
+mod rates;
+mod shared;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use lookaside_proto::v1::backend_server::BackendServer;
+use lookaside_proto::xds::service::orca::v3::open_rca_service_server::OpenRcaServiceServer;
+use tokio_util::sync::DropGuard;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+pub use builder::{Builder, Error};
+pub use layer::{ReportBody, ReportFuture, ReportLayer, ReportService};
+pub use orca::OrcaService;
+pub use probe::ProbeService;
+use shared::Shared;
+
+/// A backend's tie to its balancers. Clones share it; when the last one is dropped, reporting ends as if the backend had
+/// died, so keep one for as long as the server runs and end with [`drain`](Self::drain) or
+/// [`drained_on`](Self::drained_on).
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    shared: Arc<Shared>,
+    health: HealthReporter,
+    // Ends the tasks.
+    _tasks: Arc<DropGuard>,
+}
+
+impl Reporter {
+    /// Starts to describe the backend that serves `service`.
+    pub fn builder(service: impl Into<String>) -> Builder {
+        Builder::new(service.into())
+    }
+
+    async fn start(shared: Arc<Shared>, balancers: Vec<String>) -> Self {
+        let health = HealthReporter::new();
+        health.set_service_status(&shared.registration.service, ServingStatus::Serving).await;
+        let tasks = tokio_util::sync::CancellationToken::new();
+        for (index, balancer) in balancers.into_iter().enumerate() {
+            let reporting = link::keep_reporting(Arc::clone(&shared), index, balancer);
+            let stop = tasks.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = reporting => {}
+                }
+            });
+        }
+        Self { shared, health, _tasks: Arc::new(tasks.drop_guard()) }
+    }
+
+    /// The layer to put around all services of the server: it counts calls and writes the load on each answer.
+    pub fn layer(&self) -> ReportLayer {
+        ReportLayer { counters: Arc::clone(&self.shared.counters), named: Arc::clone(&self.shared.named) }
+    }
+
+    /// `grpc.health.v1`, for the server as a whole ("") and for the service by name.
+    pub fn health_service(&self) -> HealthServer<HealthService> {
+        HealthServer::new(HealthService::from_health_reporter(self.health.clone()))
+    }
+
+    /// ORCA's `OpenRcaService`, for balancers that pull.
+    pub fn orca_service(&self) -> OpenRcaServiceServer<OrcaService> {
+        let (counters, named) = (Arc::clone(&self.shared.counters), Arc::clone(&self.shared.named));
+        OpenRcaServiceServer::new(OrcaService { counters, named })
+    }
+
+    /// `lookaside.v1.Backend`, for pickers that have heard nothing fresh.
+    pub fn probe_service(&self) -> BackendServer<ProbeService> {
+        BackendServer::new(ProbeService { shared: Arc::clone(&self.shared) })
+    }
+
+    /// How full the application is, 1.0 is full, above it is overloaded; 0 takes the word back. What is not a number or
+    /// below 0 is ignored.
+    pub fn set_application_utilization(&self, share: f64) {
+        if share.is_finite() && share >= 0.0 {
+            self.shared.counters.set_application_utilization(share);
+        }
+    }
+
+    /// The share in use of a resource the application names, 0 to 1. False, and nothing changed, when the share is not
+    /// within that range, the name is longer than 64 bytes, or eight other names are in use.
+    pub fn set_utilization(&self, name: &str, share: f64) -> bool {
+        (0.0..=1.0).contains(&share) && self.shared.named.set(name, share)
+    }
+
+    /// What health checks are told from now on; watchers learn it at once. A backend that leaves drains instead.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.health.set_service_status("", status).await;
+        self.health.set_service_status(&self.shared.registration.service, status).await;
+    }
+
+    /// Calls in flight now.
+    pub fn in_flight(&self) -> u32 {
+        self.shared.counters.totals().in_flight
+    }
+
+    /// The name under which this start of the backend is known: nanoseconds since 1970 when it was started.
+    pub fn incarnation(&self) -> u64 {
+        self.shared.registration.incarnation
+    }
+
+    /// Resolves once a balancer has accepted the registration; never, if none does.
+    pub async fn registered(&self) {
+        let mut links = self.shared.links.subscribe();
+        // The sender lives in `self`.
+        let _ = links.wait_for(|links| links.iter().any(|link| link.accepted)).await;
+    }
+
+    /// Leaves: tells every balancer at once, waits until none of those connected has a client that holds a list with
+    /// this endpoint, at most 30 s, and then answers health checks with NOT_SERVING. New calls are served all along. When
+    /// it resolves, the server may shut down gracefully. A balancer lost a moment ago is waited for 5 s; one that was never
+    /// reached is not waited for.
+    pub async fn drain(&self) {
+        self.shared.drain().await;
+        self.set_serving(false).await;
+    }
+
+    /// Waits for `signal` and then [drains](Self::drain): the future that `serve_with_shutdown` wants.
+    pub fn drained_on(&self, signal: impl Future<Output = ()> + Send + 'static) -> impl Future<Output = ()> + Send + 'static {
+        let reporter = self.clone();
+        async move {
+            signal.await;
+            reporter.drain().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

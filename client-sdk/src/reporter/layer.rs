@@ -1,0 +1,203 @@
+//! The layer around a backend's services: counts each call from its arrival to the last byte of its answer, and writes
+//! the load on the answer. It flushes nothing early and holds nothing back.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use super::counters::{Counters, InFlight};
+use super::orca::{self, Named};
+use crate::outcome::{Class, class_of_headers};
+
+/// Calls to these say how the backend is; they are not the load it has.
+const OWN_SERVICES: [&str; 4] =
+    ["/grpc.health.v1.Health/", "/grpc.reflection.", "/xds.service.orca.v3.OpenRcaService/", "/lookaside.v1.Backend/"];
+
+/// A `tower` layer that counts calls and puts `endpoint-load-metrics-bin` on every answer. Made by
+/// [`Reporter::layer`](super::Reporter::layer); clones count into the same sums.
+#[derive(Debug, Clone)]
+pub struct ReportLayer {
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) named: Arc<Named>,
+}
+
+impl<S> tower::Layer<S> for ReportLayer {
+    type Service = ReportService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ReportService { inner, layer: self.clone() }
+    }
+}
+
+/// What [`ReportLayer`] makes of a service.
+#[derive(Debug, Clone)]
+pub struct ReportService<S> {
+    inner: S,
+    layer: ReportLayer,
+}
+
+impl<S, RequestBody, ResponseBody> tower::Service<Request<RequestBody>> for ReportService<S>
+where
+    S: tower::Service<Request<RequestBody>, Response = Response<ResponseBody>>,
+    ResponseBody: Body<Data = Bytes>,
+{
+    type Response = Response<ReportBody<ResponseBody>>;
+    type Error = S::Error;
+    type Future = ReportFuture<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        let path = request.uri().path();
+        let call = if OWN_SERVICES.iter().any(|own| path.starts_with(own)) {
+            None
+        } else {
+            let limit = request.headers().get("grpc-timeout").and_then(|value| timeout(value.as_bytes()));
+            Some(Call { in_flight: self.layer.counters.begin(limit), named: Arc::clone(&self.layer.named) })
+        };
+        ReportFuture { inner: self.inner.call(request), call }
+    }
+}
+
+#[derive(Debug)]
+struct Call {
+    in_flight: InFlight,
+    named: Arc<Named>,
+}
+
+impl Call {
+    // Whatever a service further down left there spoke of that one, not of this backend: replaced, never added to.
+    fn write(&self, headers: &mut HeaderMap) {
+        let load = self.in_flight.counters().momentary(1);
+        headers.insert(orca::TRAILER, orca::header_value(&load, &self.named));
+    }
+
+    fn end(self, class: Class, headers: &mut HeaderMap) {
+        let load = self.in_flight.end(class);
+        headers.insert(orca::TRAILER, orca::header_value(&load, &self.named));
+    }
+}
+
+// "grpc-timeout" is at most eight digits and a unit.
+fn timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount = digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Some(Duration::from_secs(amount * 3600)),
+        b'M' => Some(Duration::from_secs(amount * 60)),
+        b'S' => Some(Duration::from_secs(amount)),
+        b'm' => Some(Duration::from_millis(amount)),
+        b'u' => Some(Duration::from_micros(amount)),
+        b'n' => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+pin_project! {
+    /// The answer to come of a [`ReportService`].
+    #[derive(Debug)]
+    pub struct ReportFuture<F> {
+        #[pin]
+        inner: F,
+        call: Option<Call>,
+    }
+}
+
+impl<F, ResponseBody, E> Future for ReportFuture<F>
+where
+    F: Future<Output = Result<Response<ResponseBody>, E>>,
+    ResponseBody: Body<Data = Bytes>,
+{
+    type Output = Result<Response<ReportBody<ResponseBody>>, E>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let outcome = ready!(this.inner.poll(context));
+        let call = this.call.take();
+        let mut response = match outcome {
+            Ok(response) => response,
+            Err(error) => {
+                if let Some(call) = call {
+                    call.in_flight.end(Class::Endpoint);
+                }
+                return Poll::Ready(Err(error));
+            }
+        };
+        let call = match (call, class_of_headers(response.headers())) {
+            // A head with a status is all there is: such an answer has no trailers.
+            (Some(call), Some(class)) => {
+                call.end(class, response.headers_mut());
+                None
+            }
+            // An answer that is over without a status broke off.
+            (Some(call), None) if response.body().is_end_stream() => {
+                call.end(Class::Endpoint, response.headers_mut());
+                None
+            }
+            (Some(call), None) => {
+                call.write(response.headers_mut());
+                Some(call)
+            }
+            (None, _) => None,
+        };
+        Poll::Ready(Ok(response.map(|inner| ReportBody { inner, call })))
+    }
+}
+
+pin_project! {
+    /// The body of an answer, counted until its trailers, its end or its being dropped.
+    #[derive(Debug)]
+    pub struct ReportBody<B> {
+        #[pin]
+        inner: B,
+        call: Option<Call>,
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for ReportBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        let mut frame = ready!(this.inner.poll_frame(context));
+        match &mut frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_mut()
+                    && let Some(call) = this.call.take()
+                {
+                    call.end(class_of_headers(trailers).unwrap_or(Class::Endpoint), trailers);
+                }
+            }
+            Some(Err(_)) | None => {
+                if let Some(call) = this.call.take() {
+                    call.in_flight.end(Class::Endpoint);
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+#[path = "layer/tests.rs"]
+mod tests;

@@ -1,0 +1,117 @@
+//! What the tasks of one reporter share: who the backend is, how it is, and how far each balancer has got.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use lookaside_proto::v1::{Counters as WireCounters, LoadReport, Override, Registration};
+use tokio::sync::watch;
+
+use super::counters::Counters;
+use super::cpu::Cpu;
+use super::orca::Named;
+use super::overrides::Overrides;
+
+/// Where the backend is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Serving,
+    /// Every balancer is to know.
+    Draining,
+    /// No list names it any more: report streams end.
+    Left,
+}
+
+/// What is known of one balancer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// It has answered on the stream that is open now.
+    pub(crate) connected: bool,
+    /// It has answered at some time.
+    pub(crate) reached: bool,
+    /// It holds the registration.
+    pub(crate) accepted: bool,
+    /// It was told of the drain and said that no client holds a list with this endpoint.
+    pub(crate) unlisted: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) registration: Registration,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) named: Arc<Named>,
+    cpu: Option<Mutex<Cpu>>,
+    overrides: Mutex<Overrides>,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) links: watch::Sender<Vec<Link>>,
+}
+
+impl Shared {
+    pub(crate) fn new(registration: Registration, balancers: usize, measure_cpu: bool) -> Self {
+        Self {
+            registration,
+            counters: Arc::new(Counters::new()),
+            named: Arc::default(),
+            cpu: measure_cpu.then(|| Mutex::new(Cpu::new())),
+            overrides: Mutex::default(),
+            phase: watch::Sender::new(Phase::Serving),
+            links: watch::Sender::new(vec![Link::default(); balancers]),
+        }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        match *self.phase.borrow() {
+            Phase::Serving => false,
+            Phase::Draining | Phase::Left => true,
+        }
+    }
+
+    pub(crate) fn update_link(&self, index: usize, change: impl FnOnce(&mut Link)) {
+        self.links.send_if_modified(|links| {
+            let Some(link) = links.get_mut(index) else { return false };
+            let before = *link;
+            change(link);
+            *link != before
+        });
+    }
+
+    /// Keeps what a balancer told; true when it is new and worth repeating to the others.
+    pub(crate) fn learn(&self, told: Vec<Override>) -> bool {
+        let mut overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        overrides.merge(told, &self.registration.service, now_unix_ms())
+    }
+
+    /// The whole state as one message; `first` ones register as well.
+    pub(crate) fn report(&self, sequence: u64, first: bool) -> LoadReport {
+        if let Some(cpu) = &self.cpu {
+            let (used_us, share) = cpu.lock().unwrap_or_else(PoisonError::into_inner).sample(Instant::now());
+            self.counters.set_cpu(used_us, share);
+        }
+        let totals = self.counters.totals();
+        let mut overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        LoadReport {
+            registration: first.then(|| self.registration.clone()),
+            sequence,
+            counters: Some(WireCounters {
+                completions: totals.completions,
+                errors_overload: totals.errors_overload,
+                errors_endpoint: totals.errors_endpoint,
+                errors_deadline: totals.errors_deadline,
+                busy_us: totals.busy_us,
+                in_flight_us: totals.in_flight_us,
+                queue_delay_us: 0,
+                cpu_us: self.counters.cpu_us(),
+                in_flight: totals.in_flight,
+                cpu_utilization: self.counters.cpu_utilization(),
+                application_utilization: self.counters.application_utilization(),
+                utilization: self.named.pairs().into_iter().collect(),
+            }),
+            draining: self.is_draining(),
+            overrides: overrides.current(now_unix_ms()),
+        }
+    }
+}
+
+fn now_unix_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,21 @@
+//! The service around the core: listeners, sources, signals and front ends. It converts, transports and paces; which
+//! endpoints a client gets is decided in `lookaside_core` alone.
+//!
+//! ```text
+//!   source, signal --> Event --> driver (the table) --> Snapshot --> front ends, admin, metrics
+//! ```
+//!
+//! Rooms do not know each other but through these types; [`run()`] alone knows them all.
+
+pub mod config;
+mod convert;
+mod driver;
+mod limits;
+mod run;
+mod signal;
+mod source;
+mod store;
+mod telemetry;
+
+pub use config::Config;
+pub use run::{Addresses, Error, Running, run};

@@ -1,0 +1,95 @@
+//! Every maximum of the balancer that is not configured, each with what happens there.
+
+use std::time::Duration;
+
+/// Events waiting for the driver. When it is full, whoever has one to tell waits: nothing is lost.
+pub(crate) const EVENTS_WAITING_MAX: usize = 10_000;
+
+/// Events taken into one turn; the rest waits for the next, 5 ms later.
+pub(crate) const EVENTS_PER_TURN_MAX: usize = 10_000;
+
+/// Between two turns of the driver, so that a herd of changes makes one list. A longer turn pauses as long as it took.
+pub(crate) const TURN_PAUSE_MIN: Duration = Duration::from_millis(5);
+
+/// After this a turn is made without an event: time passes for leases and reports.
+pub(crate) const TURN_PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// Outcomes waiting for one turn, by client, service and endpoint. Beyond it those of further ones are dropped and
+/// counted: at 10 turns a second this is a million a second.
+pub(crate) const OUTCOME_SLOTS_MAX: usize = 100_000;
+
+/// Reports waiting for one turn, one per backend. Beyond it a further backend's is dropped and counted; its next one
+/// says as much.
+pub(crate) const REPORT_SLOTS_MAX: usize = 100_000;
+
+/// Decisions kept for those who ask later; the oldest goes.
+pub(crate) const DECISIONS_KEPT_MAX: usize = 1_000;
+
+/// How long an order waits to be on disk before it is answered all the same: it holds, only a restart would forget it.
+pub(crate) const SAVE_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// A failed save is tried again after this.
+pub(crate) const SAVE_RETRY: Duration = Duration::from_secs(5);
+
+/// A larger file of overrides is not read: it is not ours.
+pub(crate) const OVERRIDES_FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// What a peer may have sent on one stream before we have read it. Our messages are small.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+
+/// What a peer may have sent on one connection before we have read it. Large for the sake of the HTTP/2 library, which
+/// cuts connections with more unread small frames than half of this.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
+/// What waits on one stream for a peer that reads slowly; further lists wait in one slot, the newest in place of others.
+pub(crate) const SEND_BUFFER_BYTES_MAX: usize = 128 << 10;
+
+/// Larger headers are refused.
+pub(crate) const HEADER_LIST_BYTES_MAX: u32 = 8 << 10;
+
+/// Streams that a peer opened and gave up at once; beyond it the connection is cut (CVE-2023-44487).
+pub(crate) const RESETS_PENDING_MAX: usize = 20;
+
+/// Subscriptions of one pick stream; a further one is answered by a service error.
+pub(crate) const SUBSCRIPTIONS_PER_STREAM_MAX: usize = 1_000;
+
+/// Lists that a client may say it holds; a hello with more ends the stream.
+pub(crate) const HELD_LISTS_MAX: usize = 256;
+
+/// A larger message of a client ends its stream. Its hello names every endpoint of every list it holds, and its outcomes
+/// those it called: 1 MiB is some 25,000 of them.
+pub(crate) const PICK_REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// Larger requests to the admin service are refused.
+pub(crate) const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
+
+/// A client that has not read for this long loses its stream, and its connection is told to go away.
+pub(crate) const UNREAD_MAX: Duration = Duration::from_secs(30);
+
+/// A stream without its hello for this long ends.
+pub(crate) const HELLO_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Between two heartbeats of a service to a cohort.
+pub(crate) const HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
+
+/// Between two lists of a service to a cohort that differ in nothing but loads.
+pub(crate) const LOAD_LIST_PERIOD: Duration = Duration::from_secs(1);
+
+/// While the balancer settles, a client that holds no list waits this long from the start for others to be heard.
+pub(crate) const NEWCOMER_WAIT: Duration = Duration::from_secs(2);
+
+/// Lists sent to a client and not acknowledged yet that are remembered; of an older one it is assumed that the client
+/// no longer uses it.
+pub(crate) const UNACKNOWLEDGED_LISTS_MAX: usize = 16;
+
+/// A larger count in outcomes is refused as absurd.
+pub(crate) const OUTCOME_COUNT_MAX: u64 = 1_000_000_000;
+
+/// After this a list sent and not acknowledged counts as not in sync.
+pub(crate) const ACK_WAIT: Duration = Duration::from_secs(5);
+
+/// Connections to the metrics listener.
+pub(crate) const METRICS_CONNECTIONS_MAX: usize = 64;
+
+/// Time for a request to the metrics listener.
+pub(crate) const METRICS_DEADLINE: Duration = Duration::from_secs(10);

@@ -1,0 +1,126 @@
+//! The connection to the admin listener: which replica is asked, how long it may take, and what its refusals mean to a
+//! script.
+
+use std::time::Duration;
+
+use lookaside_proto::v1::{GetStatusRequest, Status, admin_client::AdminClient};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::Global;
+use crate::exit::{Exit, Failure, chain};
+
+/// How long one question may take unless `--timeout` says otherwise.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A replica that was reached, and how it described itself when it was.
+pub(crate) struct Admin {
+    /// `host:port` of its admin listener, as it was named to us.
+    pub(crate) address: String,
+    pub(crate) status: Status,
+    pub(crate) client: AdminClient<Channel>,
+    timeout: Duration,
+}
+
+impl Admin {
+    /// The first of the named replicas that answers, for reading. Fails with the first one's reason when none does.
+    pub(crate) async fn connect(global: &Global) -> Result<Self, Failure> {
+        let mut first = None;
+        for address in &global.addr {
+            match Self::connect_to(address, global).await {
+                Ok(admin) => return Ok(admin),
+                Err(failure) => {
+                    if global.addr.len() > 1 {
+                        eprintln!("note: {failure}");
+                    }
+                    first.get_or_insert(failure);
+                }
+            }
+        }
+        Err(first.unwrap_or_else(|| Failure::new(Exit::Usage, "--addr names no balancer")))
+    }
+
+    /// One replica. Fails when it does not answer in time.
+    pub(crate) async fn connect_to(address: &str, global: &Global) -> Result<Self, Failure> {
+        let timeout = question_timeout(global);
+        let channel = connect(address, timeout).await?;
+        let mut client = AdminClient::new(channel);
+        let status = answer(address, timeout, client.get_status(GetStatusRequest {})).await?;
+        Ok(Self {
+            address: address.to_owned(),
+            status,
+            client,
+            timeout,
+        })
+    }
+
+    /// Waits for an answer to a question put through `self.client`, at most the timeout.
+    pub(crate) async fn answer<T>(
+        &self,
+        question: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Failure> {
+        answer(&self.address, self.timeout, question).await
+    }
+
+    /// Where clients connect, as seen from here.
+    pub(crate) fn client_address(&self) -> String {
+        crate::address::seen_from_here(&self.status.client_address, &self.address)
+    }
+
+    /// Fails when the balancer does not know this service, and names those it does.
+    pub(crate) fn expect_service(&self, service: &str) -> Result<(), Failure> {
+        if self.status.services.iter().any(|s| s.name == service) {
+            return Ok(());
+        }
+        let known: Vec<&str> = self
+            .status
+            .services
+            .iter()
+            .take(10)
+            .map(|s| s.name.as_str())
+            .collect();
+        let known = if known.is_empty() {
+            "none yet".to_owned()
+        } else {
+            known.join(", ")
+        };
+        Err(Failure::new(
+            Exit::NotFound,
+            format!("no service \"{service}\" (known: {known})"),
+        )
+        .next("lookaside services"))
+    }
+}
+
+/// How long one question may take.
+pub(crate) fn question_timeout(global: &Global) -> Duration {
+    global.timeout.unwrap_or(QUESTION_TIMEOUT)
+}
+
+/// A plain connection to `host:port`. Fails when it is not made in time.
+pub(crate) async fn connect(address: &str, timeout: Duration) -> Result<Channel, Failure> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| Failure::new(Exit::Usage, format!("`{address}` is no address: {error}")))?
+        .tcp_nodelay(true)
+        .connect_timeout(timeout);
+    endpoint.connect().await.map_err(|error| {
+        // "transport error" says nothing that its cause does not say better.
+        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), chain);
+        Failure::unreachable(address, &cause)
+    })
+}
+
+/// Waits for an answer, at most `timeout`. Fails as the status says.
+pub(crate) async fn answer<T>(
+    address: &str,
+    timeout: Duration,
+    question: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(timeout, question).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(Failure::from_status(address, &status)),
+        Err(_) => Err(Failure::unreachable(
+            address,
+            &format!("no answer within {timeout:?}"),
+        )),
+    }
+}

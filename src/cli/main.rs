@@ -1,0 +1,156 @@
+//! `lookaside`, the one binary: the balancer itself, and the clients of its documented APIs that operators type. A file
+//! per command. Nothing is decided here: what a command says was decided by the balancer, and what it measures by
+//! `lookaside-load`.
+
+mod address;
+mod admin;
+mod clients;
+mod duration;
+mod endpoints;
+mod exit;
+mod explain;
+mod health;
+mod logs;
+mod output;
+mod overrides;
+mod pick;
+mod serve;
+mod services;
+mod signals;
+mod status;
+mod version;
+mod view;
+mod watch;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::exit::Failure;
+use crate::output::Format;
+
+/// Lookaside: a lookaside load balancer for gRPC. Clients ask it where to send, then send there themselves.
+#[derive(Parser)]
+#[command(name = "lookaside", version, after_long_help = exit::HELP, after_help = "Exit codes: see --help.")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(clap::Args)]
+pub(crate) struct Global {
+    /// Admin listener of the balancer; several replicas with commas: reads ask the first that answers, overrides go to all
+    #[arg(
+        short, long, global = true, env = "LOOKASIDE_ADDR", value_name = "ADDR[,ADDR]", help_heading = "Global options",
+        default_value = "http://127.0.0.1:7401", value_delimiter = ',', value_parser = address::parse
+    )]
+    pub(crate) addr: Vec<String>,
+    /// How long one question may take [default: 5s], or how long --wait waits [default: 30s]
+    #[arg(long, global = true, value_name = "DURATION", help_heading = "Global options", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+    /// How data is written to stdout
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value = "table",
+        help_heading = "Global options"
+    )]
+    pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) logs: logs::Args,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Status(status::Args),
+    Services(services::Args),
+    Endpoints(endpoints::Args),
+    Clients(clients::Args),
+    Pick(pick::Args),
+    Explain(explain::Args),
+    Watch(watch::Args),
+    Drain(overrides::Drain),
+    Undrain(overrides::Undrain),
+    Disable(overrides::Disable),
+    Enable(overrides::Enable),
+    Weight(overrides::Weight),
+    Health(health::Args),
+    Version(version::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { global, command } = cli;
+    let level = if matches!(command, Command::Serve(_)) {
+        logs::Level::Info
+    } else {
+        logs::Level::Warn
+    };
+    logs::start(&global.logs, level)?;
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Status(args) => status::run(&global, args).await,
+        Command::Services(args) => services::run(&global, args).await,
+        Command::Endpoints(args) => endpoints::run(&global, args).await,
+        Command::Clients(args) => clients::run(&global, args).await,
+        Command::Pick(args) => pick::run(&global, args).await,
+        Command::Explain(args) => explain::run(&global, args).await,
+        Command::Watch(args) => watch::run(&global, args).await,
+        Command::Drain(args) => overrides::run(&global, args.into()).await,
+        Command::Undrain(args) => overrides::run(&global, args.into()).await,
+        Command::Disable(args) => overrides::run(&global, args.into()).await,
+        Command::Enable(args) => overrides::run(&global, args.into()).await,
+        Command::Weight(args) => overrides::run(&global, args.try_into()?).await,
+        Command::Health(args) => health::run(&global, args).await,
+        Command::Version(args) => version::run(&global, args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_teaches_by_example() {
+        let mut tree = Cli::command();
+        tree.build();
+        for command in tree.get_subcommands().filter(|c| c.get_name() != "help") {
+            let help = command.clone().render_help().to_string();
+            assert!(
+                help.contains("Example"),
+                "`{}` shows no example",
+                command.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_list_reaches_several_replicas() {
+        let cli =
+            Cli::try_parse_from(["lookaside", "status", "-a", "http://a:7401,b:7401"]).unwrap();
+        assert_eq!(cli.global.addr, ["a:7401", "b:7401"]);
+        assert!(Cli::try_parse_from(["lookaside", "status", "-a", "nowhere"]).is_err());
+    }
+}

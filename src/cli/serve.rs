@@ -1,0 +1,142 @@
+//! `lookaside serve`: the balancer itself. Wires a configuration, signals and stdout to `lookaside-balancer`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use lookaside_balancer::{Addresses, Config};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::exit::{Exit, Failure, chain};
+use crate::signals::Stop;
+use crate::{address, output};
+
+/// Run a balancer; with no configuration a safe one: loopback, self-registration, nothing on disk
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  lookaside serve
+  lookaside serve -c deploy/lookaside.yaml --data-dir /var/lib/lookaside
+  lookaside serve --listen-client 127.0.0.1:0 --listen-admin 127.0.0.1:0 --listen-metrics 127.0.0.1:0
+
+When it serves it writes one line to stdout: {\"client\":\"127.0.0.1:7400\",\"admin\":...,\"metrics\":...}.
+SIGTERM or SIGINT drains: it says NOT_SERVING, streams are told to move on, then it exits. A second one exits at once.")]
+pub(crate) struct Args {
+    /// Configuration file; flags override it
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where clients and reporters connect; port 0 lets the kernel choose [default: 127.0.0.1:7400]
+    #[arg(long, value_name = "ADDR", value_parser = address::parse_listen)]
+    listen_client: Option<SocketAddr>,
+    /// Where operators connect [default: 127.0.0.1:7401]
+    #[arg(long, value_name = "ADDR", value_parser = address::parse_listen)]
+    listen_admin: Option<SocketAddr>,
+    /// /metrics, /livez, /readyz [default: 127.0.0.1:7402]
+    #[arg(long, value_name = "ADDR", value_parser = address::parse_listen)]
+    listen_metrics: Option<SocketAddr>,
+    /// Where overrides outlive a restart [default: nowhere]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+/// What is said on stdout when it serves.
+#[derive(Serialize)]
+struct Ready {
+    client: SocketAddr,
+    admin: SocketAddr,
+    metrics: SocketAddr,
+}
+
+/// Serves until told to stop, then drains. Fails when the configuration is invalid or a listener cannot be bound.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let mut stop = Stop::catch()?;
+    let shutdown = CancellationToken::new();
+    let running = lookaside_balancer::run(configuration(args)?, shutdown.clone()).await;
+    let running = running.map_err(|error| {
+        Failure::new(Exit::Failed, chain(&error))
+            .next("lookaside serve --listen-client 127.0.0.1:0, or another port")
+    })?;
+    let Addresses {
+        client,
+        admin,
+        metrics,
+    } = running.addresses;
+    output::json(&Ready {
+        client,
+        admin,
+        metrics,
+    })?;
+    let mut finished = std::pin::pin!(running.finished());
+    let ended = tokio::select! {
+        ended = &mut finished => ended,
+        () = stop.requested() => {
+            shutdown.cancel();
+            tokio::select! {
+                ended = &mut finished => ended,
+                () = stop.requested() => {
+                    return Err(Failure::new(Exit::Failed, "told to stop twice: gone before the drain was over"));
+                }
+            }
+        }
+    };
+    ended.map_err(|error| Failure::new(Exit::Failed, chain(&error)))
+}
+
+fn configuration(args: Args) -> Result<Config, Failure> {
+    let mut config = match &args.config {
+        None => Config::default(),
+        Some(path) => Config::load(path).map_err(|error| {
+            // One line per mistake, so that all are mended in one go.
+            for line in error.to_string().lines() {
+                eprintln!("{}", output::clean(line));
+            }
+            Failure::new(
+                Exit::Config,
+                format!(
+                    "{}: invalid configuration, nothing was started",
+                    path.display()
+                ),
+            )
+        })?,
+    };
+    config.listen.client = args.listen_client.unwrap_or(config.listen.client);
+    config.listen.admin = args.listen_admin.unwrap_or(config.listen.admin);
+    config.listen.metrics = args.listen_metrics.unwrap_or(config.listen.metrics);
+    config.data_dir = args.data_dir.or(config.data_dir);
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_override_the_file() {
+        let listen: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let args = Args {
+            config: None,
+            listen_client: Some(listen),
+            listen_admin: None,
+            listen_metrics: None,
+            data_dir: Some("d".into()),
+        };
+        let config = configuration(args).unwrap();
+        assert_eq!(config.listen.client, listen);
+        assert_eq!(config.listen.admin, Config::default().listen.admin);
+        assert_eq!(config.data_dir, Some("d".into()));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_an_invalid_configuration() {
+        let args = Args {
+            config: Some("/nowhere/lookaside.yaml".into()),
+            listen_client: None,
+            listen_admin: None,
+            listen_metrics: None,
+            data_dir: None,
+        };
+        assert_eq!(
+            configuration(args).err().map(|failure| failure.exit),
+            Some(Exit::Config)
+        );
+    }
+}

@@ -1,0 +1,235 @@
+//! `lookaside status`: the whole balancer on one screen, with what is wrong and the command that says why.
+
+use lookaside_proto::v1::{self, ServiceSummary};
+use serde::Serialize;
+
+use crate::Global;
+use crate::admin::Admin;
+use crate::duration::age;
+use crate::exit::Failure;
+use crate::output::{self, Envelope, Format};
+use crate::services::Service;
+use crate::view;
+
+/// Show how the balancer, its sources and its services are
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  lookaside status -a lb-0:7401,lb-1:7401")]
+pub(crate) struct Args {}
+
+/// What is told of the balancer itself, beside the services.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Overview {
+    version: String,
+    epoch: String,
+    uptime_ms: u64,
+    draining: bool,
+    client_address: String,
+    metrics_address: String,
+    pick_streams: u32,
+    pick_streams_synced: u32,
+    report_streams: u32,
+    sources: Vec<Source>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Source {
+    name: String,
+    stale: bool,
+    detail: String,
+    last_answer_ms_ago: u64,
+    endpoints: u32,
+}
+
+/// Prints the overview; exit 0 whatever it says, as long as the balancer answers.
+pub(crate) async fn run(global: &Global, Args {}: Args) -> Result<(), Failure> {
+    let Admin { status, .. } = Admin::connect(global).await?;
+    match global.output {
+        Format::Table => output::text(&screen(&status)),
+        Format::Json => {
+            let balancer = status.balancer.clone();
+            let (overview, services) = split(status);
+            output::json(&Envelope::with("Status", &balancer, overview, services))
+        }
+    }
+}
+
+fn split(status: v1::Status) -> (Overview, Vec<Service>) {
+    let sources = status
+        .sources
+        .into_iter()
+        .map(|s| Source {
+            name: s.name,
+            stale: s.stale,
+            detail: s.detail,
+            last_answer_ms_ago: s.last_answer_ms_ago,
+            endpoints: s.endpoints,
+        })
+        .collect();
+    let overview = Overview {
+        version: status.version,
+        epoch: format!("{:016x}", status.epoch),
+        uptime_ms: status.uptime_ms,
+        draining: status.draining,
+        client_address: status.client_address,
+        metrics_address: status.metrics_address,
+        pick_streams: status.pick_streams,
+        pick_streams_synced: status.pick_streams_synced,
+        report_streams: status.report_streams,
+        sources,
+    };
+    (
+        overview,
+        status.services.into_iter().map(Service::new).collect(),
+    )
+}
+
+fn screen(status: &v1::Status) -> String {
+    let mut lines = vec![headline(status), totals(status)];
+    for source in &status.sources {
+        let mark = if source.stale { "! " } else { "  " };
+        let detail = if source.detail.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", source.detail)
+        };
+        lines.push(format!(
+            "{mark}source {}   {} endpoints   last answer {} ago{}{}",
+            source.name,
+            source.endpoints,
+            age(source.last_answer_ms_ago),
+            if source.stale {
+                "   STALE, its last answer still holds"
+            } else {
+                ""
+            },
+            detail,
+        ));
+    }
+    let troubled: Vec<&ServiceSummary> = status
+        .services
+        .iter()
+        .filter(|s| s.status != "OK")
+        .collect();
+    if !troubled.is_empty() {
+        let rows = troubled
+            .iter()
+            .map(|s| {
+                [
+                    "!".to_owned(),
+                    s.name.clone(),
+                    s.status.clone(),
+                    format!("{}/{}", s.eligible, s.endpoints),
+                    s.note.clone(),
+                    next(s),
+                ]
+            })
+            .collect();
+        lines.push(output::table(
+            ["", "SERVICE", "STATUS", "ELIGIBLE", "NOTE", "NEXT"],
+            rows,
+        ));
+    }
+    // Every line may carry words of a peer.
+    lines
+        .iter()
+        .flat_map(|line| line.lines())
+        .map(output::clean)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn headline(status: &v1::Status) -> String {
+    format!(
+        "lookaside {} {}   up {}   clients at {}{}",
+        status.balancer,
+        status.version,
+        age(status.uptime_ms),
+        status.client_address,
+        if status.draining { "   DRAINING" } else { "" },
+    )
+}
+
+fn totals(status: &v1::Status) -> String {
+    let mut kinds: Vec<(&str, usize)> = Vec::new();
+    for service in &status.services {
+        match kinds.iter_mut().find(|(kind, _)| *kind == service.status) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((&service.status, 1)),
+        }
+    }
+    let services = match kinds.as_slice() {
+        [] => "none yet".to_owned(),
+        kinds => kinds
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect::<Vec<_>>()
+            .join("  "),
+    };
+    let eligible: u32 = status.services.iter().map(|s| s.eligible).sum();
+    let known: u32 = status.services.iter().map(|s| s.endpoints).sum();
+    format!(
+        "SERVICES {services}   ENDPOINTS {eligible} eligible of {known}   PICK STREAMS {} ({} synced)   REPORT STREAMS {}",
+        status.pick_streams, status.pick_streams_synced, status.report_streams,
+    )
+}
+
+fn next(service: &ServiceSummary) -> String {
+    match view::mode(service.mode) {
+        "NORMAL" => format!("lookaside endpoints {} --excluded", service.name),
+        _ => format!("lookaside explain {}", service.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lookaside_proto::v1::{ListMode, SourceStatus};
+
+    use super::*;
+
+    #[test]
+    fn one_screen_says_what_is_wrong_and_what_to_do() {
+        let service =
+            |name: &str, status: &str, mode: ListMode, eligible, note: &str| ServiceSummary {
+                name: name.to_owned(),
+                status: status.to_owned(),
+                mode: mode.into(),
+                eligible,
+                endpoints: 8,
+                note: note.to_owned(),
+                ..ServiceSummary::default()
+            };
+        let status = v1::Status {
+            balancer: "lb-0".to_owned(),
+            version: "0.1.0".to_owned(),
+            uptime_ms: 273_600_000,
+            client_address: "127.0.0.1:7400".to_owned(),
+            services: vec![
+                service("payments", "PANIC", ListMode::Panic, 2, "2 of 8 usable"),
+                service("search", "DEGRADED", ListMode::Normal, 7, ""),
+                service("greeter", "OK", ListMode::Normal, 8, ""),
+            ],
+            pick_streams: 12,
+            pick_streams_synced: 11,
+            report_streams: 24,
+            sources: vec![SourceStatus {
+                name: "file".to_owned(),
+                stale: true,
+                detail: "line 3: unknown key".to_owned(),
+                last_answer_ms_ago: 95_000,
+                endpoints: 8,
+            }],
+            ..v1::Status::default()
+        };
+        assert_eq!(
+            screen(&status),
+            "lookaside lb-0 0.1.0   up 3d4h   clients at 127.0.0.1:7400\n\
+             SERVICES 1 PANIC  1 DEGRADED  1 OK   ENDPOINTS 17 eligible of 24   PICK STREAMS 12 (11 synced)   REPORT STREAMS 24\n\
+             ! source file   8 endpoints   last answer 95s ago   STALE, its last answer still holds: line 3: unknown key\n   \
+                SERVICE   STATUS    ELIGIBLE  NOTE           NEXT\n\
+             !  payments  PANIC     2/8       2 of 8 usable  lookaside explain payments\n\
+             !  search    DEGRADED  7/8       -              lookaside endpoints search --excluded"
+        );
+    }
+}

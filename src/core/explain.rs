@@ -1,0 +1,263 @@
+//! Why an endpoint is or is not in a list, stage by stage, for every endpoint in every state.
+
+use std::time::Duration;
+
+use crate::{
+    model::{Address, Cohort, Timestamp},
+    policy::{Assignment, assign},
+    snapshot::{Code, EndpointSnapshot, Reason, ServiceSnapshot, State},
+};
+
+/// How a stage went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing against it.
+    Pass,
+    /// Something against it, which does not exclude.
+    Warn,
+    /// Excluded here.
+    Fail,
+    /// An earlier stage excluded it.
+    NotEvaluated,
+}
+
+/// One step on the way into a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// discovered, registered, override, health, report, priority, locality, subset or list.
+    pub name: &'static str,
+    /// How it went.
+    pub verdict: Verdict,
+    /// Why.
+    pub reasons: Vec<Reason>,
+    /// What was seen, with ages; for a person.
+    pub detail: String,
+}
+
+/// The whole way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// In order.
+    pub stages: Vec<Stage>,
+    /// Whether the endpoint is in the list, where, and in the end why not.
+    pub result: String,
+    /// Commands that help from here; never empty.
+    pub next: Vec<String>,
+}
+
+/// Explains the endpoint at `address` to a cohort. The ages are as of `now`.
+pub fn explain(service: &ServiceSnapshot, cohort: &Cohort, address: &Address, now: Timestamp) -> Explanation {
+    let list = assign(service, cohort);
+    let stages = match service.endpoint(address) {
+        None => vec![Stage {
+            name: "discovered",
+            verdict: Verdict::Fail,
+            reasons: Vec::new(),
+            detail: format!("no source and no registration names {address}"),
+        }],
+        Some(endpoint) => stages(service, endpoint, cohort, &list, now),
+    };
+    let next = next(service, address, &stages);
+    Explanation { result: result(&list, address, &stages), stages, next }
+}
+
+fn stages(
+    service: &ServiceSnapshot,
+    endpoint: &EndpointSnapshot,
+    cohort: &Cohort,
+    list: &Assignment,
+    now: Timestamp,
+) -> Vec<Stage> {
+    let mut walk = Walk { endpoint, excluded: false, stages: Vec::new() };
+    let sources: Vec<&str> = endpoint.sources.iter().map(|s| s.as_str()).collect();
+    let joined = ago(now, endpoint.joined_at);
+    walk.stage("discovered", format!("by {}, known since {joined}", sources.join(", ")), |code| {
+        matches!(code, Code::DiscoveryNotReady | Code::DiscoveryRemoved | Code::DiscoveryStale | Code::LabelMismatch)
+    });
+    walk.stage("registered", registration(endpoint, now), |code| {
+        matches!(code, Code::LeaseExpired | Code::SelfDraining)
+    });
+    let words: Vec<String> =
+        endpoint.overrides.iter().map(|w| format!("{:?} by {}: {}", w.action, w.actor, w.reason)).collect();
+    walk.stage("override", if words.is_empty() { "none".into() } else { words.join("; ") }, |code| {
+        matches!(code, Code::AdminDrain | Code::AdminDisabled | Code::AdminWeight)
+    });
+    let check = match &endpoint.check {
+        Some(check) => format!("{} x{}, {}", check.result, check.streak, ago(now, check.at)),
+        None => "not checked yet".into(),
+    };
+    walk.stage("health", check, |code| {
+        matches!(
+            code,
+            Code::HealthNotServing
+                | Code::HealthUnreachable
+                | Code::HealthTimeout
+                | Code::HealthPending
+                | Code::HealthNotGrpc
+                | Code::ClientFailures
+                | Code::OutlierEjected
+                | Code::ChecksDoubted
+                | Code::PanicRestored
+                | Code::LastEndpoint
+        )
+    });
+    walk.stage("report", report(endpoint, now), |code| {
+        matches!(code, Code::NoReportYet | Code::ReportStale | Code::Overloaded | Code::WarmingUp | Code::CapacityLimit)
+    });
+    walk.place(service, cohort, list);
+    walk.stages
+}
+
+/// The way of one endpoint through the stages.
+struct Walk<'a> {
+    endpoint: &'a EndpointSnapshot,
+    excluded: bool,
+    stages: Vec<Stage>,
+}
+
+impl Walk<'_> {
+    /// A stage that looks at the reasons it owns. The first stage that owns a reason of an endpoint that is not offered
+    /// excludes it; further ones only warn.
+    fn stage(&mut self, name: &'static str, detail: String, owns: impl Fn(Code) -> bool) {
+        let mine = |reason: &&Reason| owns(reason.code);
+        let reasons: Vec<Reason> = self.endpoint.reasons.iter().filter(mine).cloned().collect();
+        let verdict = match (reasons.is_empty(), self.excluded) {
+            (true, false) => Verdict::Pass,
+            (true, true) => Verdict::NotEvaluated,
+            (false, _) if is_main(self.endpoint, &reasons) && !self.endpoint.state.is_offered() => Verdict::Fail,
+            (false, _) => Verdict::Warn,
+        };
+        self.excluded |= verdict == Verdict::Fail;
+        self.stages.push(Stage { name, verdict, reasons, detail });
+    }
+
+    /// Tier, subset and place in the list.
+    fn place(&mut self, service: &ServiceSnapshot, cohort: &Cohort, list: &Assignment) {
+        let address = &self.endpoint.spec.address;
+        let at = list.endpoints.iter().position(|e| &e.spec.address == address);
+        let tier = at.and_then(|at| list.endpoints.get(at)).map(|e| e.priority);
+        let lower = |code: Code| {
+            let assigned = at.and_then(|at| list.endpoints.get(at));
+            assigned.is_some_and(|e| e.reasons.iter().any(|(c, _)| *c == code))
+        };
+        let offered = self.endpoint.state.is_offered();
+        let judged = |bad: bool, verdict: Verdict| match (offered, bad) {
+            (false, _) => Verdict::NotEvaluated,
+            (true, false) => Verdict::Pass,
+            (true, true) => verdict,
+        };
+        let spec = &self.endpoint.spec;
+        let tier = tier.map_or_else(|| "-".into(), |tier| tier.to_string());
+        let outside = offered && at.is_none();
+        let subset = match service.config.subset_size {
+            0 => "all endpoints".to_owned(),
+            size => format!("at most {size} of each tier for this client"),
+        };
+        let zone = format!("client {}, endpoint {}", named(cohort.locality.as_str()), named(spec.locality.as_str()));
+        let priority = format!("configured {}, tier {tier} for this client", spec.priority);
+        let list = match at {
+            Some(at) if offered => format!("place {} of {}", at + 1, list.endpoints.len()),
+            Some(_) => "named with weight 0, so that clients leave it".into(),
+            None => "not named".into(),
+        };
+        let mut add = |name, verdict, code: Option<Code>, detail: String| {
+            let held = code.filter(|_| verdict == Verdict::Warn || verdict == Verdict::Fail);
+            let since = service.changed_at;
+            let reasons = held.into_iter().map(|code| Reason { code, detail: String::new(), since }).collect();
+            self.stages.push(Stage { name, verdict, reasons, detail });
+        };
+        let (less, elsewhere) = (Code::PriorityNotPreferred, Code::ZoneNotPreferred);
+        add("priority", judged(lower(less), Verdict::Warn), Some(less), priority);
+        add("locality", judged(lower(elsewhere), Verdict::Warn), Some(elsewhere), zone);
+        add("subset", judged(outside, Verdict::Fail), Some(Code::SubsetNotSelected), subset);
+        add("list", judged(outside, Verdict::NotEvaluated), None, list);
+    }
+}
+
+/// Whether the main reason of an endpoint is among these.
+fn is_main(endpoint: &EndpointSnapshot, reasons: &[Reason]) -> bool {
+    endpoint.reasons.first().is_some_and(|main| reasons.iter().any(|reason| reason.code == main.code))
+}
+
+fn named(locality: &str) -> &str {
+    if locality.is_empty() { "nowhere known" } else { locality }
+}
+
+fn ago(now: Timestamp, then: Timestamp) -> String {
+    let age = now.since(then);
+    let (hours, minutes) = (age.as_secs() / 3600, age.as_secs() / 60);
+    match age {
+        _ if age < Duration::from_secs(10) => format!("{:.1} s ago", age.as_secs_f64()),
+        _ if age < Duration::from_secs(600) => format!("{} s ago", age.as_secs()),
+        _ if age < Duration::from_secs(36_000) => format!("{minutes} min ago"),
+        _ => format!("{hours} h ago"),
+    }
+}
+
+fn registration(endpoint: &EndpointSnapshot, now: Timestamp) -> String {
+    match &endpoint.lease {
+        None => "has not registered itself".into(),
+        Some(lease) => {
+            let stream = if lease.connected { "open" } else { "broken" };
+            format!("report stream {stream}, last sign of life {}", ago(now, lease.renewed_at))
+        }
+    }
+}
+
+fn report(endpoint: &EndpointSnapshot, now: Timestamp) -> String {
+    let Some(at) = endpoint.lease.as_ref().and_then(|lease| lease.reported_at) else {
+        return "no load reported".into();
+    };
+    let utilization = match endpoint.utilization_permille {
+        Some(permille) => format!("{:.1} % full", f64::from(permille) / 10.0),
+        None => "utilisation not measured".into(),
+    };
+    let rate = endpoint.calls_per_second_milli as f64 / 1000.0;
+    format!("{utilization}, {} in flight, {rate:.1} calls/s, {}", endpoint.in_flight, ago(now, at))
+}
+
+fn result(list: &Assignment, address: &Address, stages: &[Stage]) -> String {
+    let place = list.endpoints.iter().position(|e| &e.spec.address == address && e.weight > 0);
+    if let Some((at, endpoint)) = place.and_then(|at| list.endpoints.get(at).map(|e| (at, e))) {
+        let offered = list.endpoints.iter().filter(|e| e.weight > 0).count();
+        let tier = match endpoint.priority {
+            0 => String::new(),
+            tier => format!(", tier {tier}"),
+        };
+        return format!(
+            "IN LIST at {} of {offered}, weight {}{tier}, mode {}",
+            at + 1,
+            endpoint.weight,
+            list.mode.name()
+        );
+    }
+    let failed = stages.iter().find(|stage| stage.verdict == Verdict::Fail);
+    match failed {
+        Some(stage) => match stage.reasons.first() {
+            Some(reason) => format!("NOT IN LIST: {} ({})", reason.code.name(), stage.name),
+            None => format!("NOT IN LIST: {} ({})", stage.detail, stage.name),
+        },
+        None => "IN LIST with weight 0: an operator set it".into(),
+    }
+}
+
+fn next(service: &ServiceSnapshot, address: &Address, stages: &[Stage]) -> Vec<String> {
+    let name = &service.name;
+    let mut next = Vec::new();
+    match service.endpoint(address).map(|e| (e.state, e.reasons.first().map(|r| r.code))) {
+        None => next.push(format!("see who is known: lookaside endpoints {name}")),
+        Some((State::Disabled, _)) => next.push(format!("take it back: lookaside enable {address} --service {name}")),
+        Some((State::Draining, Some(Code::AdminDrain))) => {
+            next.push(format!("take it back: lookaside undrain {address} --service {name}"));
+        }
+        Some((State::Draining, _)) => next.push("it leaves by its own word: start the backend again".into()),
+        Some((State::Excluded | State::Restored | State::Pending, _)) => {
+            next.push(format!("ask it yourself: grpcurl -plaintext {address} grpc.health.v1.Health/Check"));
+        }
+        Some((State::Eligible, _)) => next.push(format!("see the list it is in: lookaside pick {name}")),
+    }
+    if stages.iter().any(|stage| !stage.reasons.is_empty()) {
+        next.push(format!("see how it came to this: lookaside watch {name} --last 20"));
+    }
+    next
+}

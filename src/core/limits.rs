@@ -1,0 +1,30 @@
+//! Every maximum in the core, each with what happens there. Exceeding one is refused with a reason and changes nothing.
+
+/// Beyond this a listing is refused whole and its source turns stale: half a list misleads.
+pub const ENDPOINTS_PER_SERVICE_MAX: usize = 10_000;
+
+/// Beyond this a registration that would make a new service is refused.
+pub const SERVICES_MAX: usize = 10_000;
+
+/// Beyond this an override is refused; those that ended are forgotten first.
+pub const OVERRIDES_PER_SERVICE_MAX: usize = 1_000;
+
+/// A longer name (service, instance, locality part, host) is refused. 253 is the longest DNS name.
+pub const NAME_BYTES_MAX: usize = 253;
+
+/// A longer text from outside (reasons of overrides, details of checks) is cut here.
+pub const TEXT_BYTES_MAX: usize = 256;
+
+/// A larger weight is refused: sums of weights must stay far from overflow in any client.
+pub const WEIGHT_MAX: u32 = 10_000;
+
+/// A larger failover tier is refused.
+pub const PRIORITY_MAX: u32 = 127;
+
+/// Clients hash into this many cohorts per service, locality and labels; each cohort's list is computed and encoded once.
+pub const COHORTS_MAX: u64 = 64;
+
+/// Above this a utilisation is refused as absurd; 1.0 is full, and borrowing beyond a limit is normal.
+pub const UTILIZATION_MAX: f64 = 100.0;
+
+const _: () = assert!(ENDPOINTS_PER_SERVICE_MAX as u64 * WEIGHT_MAX as u64 <= u32::MAX as u64);

@@ -1,0 +1,155 @@
+//! From the snapshot of a service to the list of one cohort: eligible, then priority and locality, then subset, then
+//! order. Pure: the same snapshot and cohort give the same list, on every replica. Knows nothing of how the snapshot
+//! came about.
+
+use crate::{
+    hash::Hasher,
+    model::{Cohort, EndpointSpec, ServiceName, Version},
+    snapshot::{Code, EndpointSnapshot, Mode, PolicyKind, ServiceSnapshot},
+};
+
+mod order;
+mod subset;
+mod tier;
+
+use tier::Tiers;
+
+/// How a list is to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListMode {
+    /// As it is.
+    Normal,
+    /// Health was ignored.
+    Panic,
+    /// Other zones serve beside the client's own.
+    ZoneFailover,
+    /// Kept against the evidence.
+    LastGood,
+    /// Nothing to offer.
+    Empty,
+}
+
+impl ListMode {
+    /// The word, as in the wire contract.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "NORMAL",
+            Self::Panic => "PANIC",
+            Self::ZoneFailover => "ZONE_FAILOVER",
+            Self::LastGood => "LAST_GOOD",
+            Self::Empty => "EMPTY",
+        }
+    }
+}
+
+/// The answer to a cohort of clients: an ordered list, and how far to trust it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// Of which service.
+    pub service: ServiceName,
+    /// Of the service when this was computed.
+    pub version: Version,
+    /// Hash of everything below; equal digests mean equal lists.
+    pub digest: u64,
+    /// Whether silence about an endpoint means that it is gone.
+    pub complete: bool,
+    /// How to take it.
+    pub mode: ListMode,
+    /// Why, in words.
+    pub note: String,
+    /// In order of preference for connecting and failing over; those named out come last, with weight 0.
+    pub endpoints: Vec<Assigned>,
+    /// How a client is to choose per call.
+    pub policy: PolicyKind,
+}
+
+/// One place in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    /// Who.
+    pub spec: EndpointSpec,
+    /// Tier for this cohort, 0 is best, without gaps.
+    pub priority: u32,
+    /// Share of calls within the tier; 0 means no new calls.
+    pub weight: u32,
+    /// Why here.
+    pub reasons: Vec<(Code, String)>,
+}
+
+/// The list of a cohort.
+pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
+    let tiers = Tiers::of(service, cohort);
+    let mut endpoints: Vec<Assigned> = Vec::with_capacity(service.endpoints.len());
+    for (priority, tier) in tiers.chosen.iter().enumerate() {
+        let mut tier = subset::choose(tier, service.config.subset_size as usize, cohort);
+        order::sort(service.config.policy, &mut tier, cohort);
+        endpoints.extend(tier.into_iter().map(|endpoint| Assigned {
+            priority: priority as u32,
+            weight: endpoint.weight,
+            reasons: reasons(endpoint, priority, &tiers),
+            spec: endpoint.spec.clone(),
+        }));
+    }
+    endpoints.extend(service.endpoints.iter().filter(|e| e.state.is_named_out()).map(|endpoint| Assigned {
+        priority: tiers.chosen.len() as u32,
+        weight: 0,
+        reasons: endpoint.reasons.iter().map(|r| (r.code, r.detail.clone())).collect(),
+        spec: endpoint.spec.clone(),
+    }));
+    let (mode, note) = mode(service, &tiers);
+    let mut assignment = Assignment {
+        service: service.name.clone(),
+        version: service.version,
+        digest: 0,
+        complete: !service.settling,
+        mode,
+        note,
+        endpoints,
+        policy: service.config.policy,
+    };
+    assignment.digest = digest(&assignment);
+    assignment
+}
+
+fn reasons(endpoint: &EndpointSnapshot, priority: usize, tiers: &Tiers<'_>) -> Vec<(Code, String)> {
+    let mut reasons: Vec<_> = endpoint.reasons.iter().map(|r| (r.code, r.detail.clone())).collect();
+    if priority > 0 {
+        reasons.push((tiers.why_lower(endpoint), String::new()));
+    }
+    reasons
+}
+
+fn mode(service: &ServiceSnapshot, tiers: &Tiers<'_>) -> (ListMode, String) {
+    match service.mode {
+        Mode::Panic => (ListMode::Panic, service.note.clone()),
+        Mode::LastGood => (ListMode::LastGood, service.note.clone()),
+        Mode::Empty => (ListMode::Empty, service.note.clone()),
+        Mode::Normal => match &tiers.failover {
+            Some(note) => (ListMode::ZoneFailover, note.clone()),
+            None => (ListMode::Normal, service.note.clone()),
+        },
+    }
+}
+
+fn digest(assignment: &Assignment) -> u64 {
+    let mut hasher = Hasher::new(0);
+    hasher.text(assignment.service.as_str());
+    hasher.number(u64::from(assignment.complete));
+    hasher.text(assignment.mode.name());
+    hasher.text(&assignment.note);
+    hasher.text(assignment.policy.name());
+    for endpoint in &assignment.endpoints {
+        let spec = &endpoint.spec;
+        for text in [spec.address.as_str(), spec.instance.as_str(), spec.locality.as_str(), &spec.tls_name] {
+            hasher.text(text);
+        }
+        hasher.number(spec.incarnation);
+        hasher.number(u64::from(endpoint.priority));
+        hasher.number(u64::from(endpoint.weight));
+        for (code, detail) in &endpoint.reasons {
+            hasher.text(code.name());
+            hasher.text(detail);
+        }
+    }
+    hasher.finish()
+}

@@ -1,0 +1,421 @@
+//! The table at one moment: immutable, versioned, printable. Policies, explanations and front ends read this alone.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::Override,
+    model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp, Version},
+};
+
+/// Everything, at one moment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Of this balancer, and the number of this snapshot.
+    pub version: Version,
+    /// When it was taken.
+    pub at: Timestamp,
+    /// By name. Services that did not change since the snapshot before are shared with it.
+    pub services: BTreeMap<ServiceName, Arc<ServiceSnapshot>>,
+    /// What is known of each source.
+    pub sources: BTreeMap<SourceId, SourceSnapshot>,
+    /// Until when a service that nobody has listed or registered may still turn up after the start.
+    pub settled_at: Timestamp,
+}
+
+impl Snapshot {
+    /// Whether a service unknown now may still turn up because the balancer has only just started.
+    pub fn is_settling(&self) -> bool {
+        self.at < self.settled_at
+    }
+}
+
+/// What is known of a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceSnapshot {
+    /// Since when it has been silent, and why; `None` while it answers.
+    pub stale: Option<(Timestamp, String)>,
+    /// Its last answer.
+    pub answered_at: Option<Timestamp>,
+}
+
+/// One service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceSnapshot {
+    /// Which.
+    pub name: ServiceName,
+    /// When it last changed, as a version.
+    pub version: Version,
+    /// When it last changed, as a time.
+    pub changed_at: Timestamp,
+    /// How it is balanced.
+    pub config: Arc<ServiceConfig>,
+    /// How far its list is to be trusted.
+    pub mode: Mode,
+    /// Why, in words; empty when there is nothing to say.
+    pub note: String,
+    /// The balancer has not heard everybody yet: lists are not complete.
+    pub settling: bool,
+    /// Sorted by address, so that replicas agree.
+    pub endpoints: Vec<EndpointSnapshot>,
+}
+
+impl ServiceSnapshot {
+    /// The endpoint at an address.
+    pub fn endpoint(&self, address: &Address) -> Option<&EndpointSnapshot> {
+        let at = self.endpoints.binary_search_by(|e| e.spec.address.cmp(address)).ok()?;
+        self.endpoints.get(at)
+    }
+
+    /// Endpoints that lists offer.
+    pub fn offered(&self) -> impl Iterator<Item = &EndpointSnapshot> {
+        self.endpoints.iter().filter(|e| e.state.is_offered())
+    }
+
+    /// In one word, never better than the worst part.
+    pub fn status(&self) -> Status {
+        match self.mode {
+            Mode::Empty => Status::Empty,
+            Mode::Panic => Status::Panic,
+            Mode::LastGood => Status::LastGood,
+            Mode::Normal if self.settling => Status::Settling,
+            Mode::Normal if self.endpoints.iter().all(|e| e.state == State::Eligible) => Status::Ok,
+            Mode::Normal => Status::Degraded,
+        }
+    }
+}
+
+/// A service in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Status {
+    /// All endpoints serve.
+    Ok,
+    /// Still hearing from everybody after a start.
+    Settling,
+    /// Some endpoints do not serve.
+    Degraded,
+    /// The last good list is kept against the evidence.
+    LastGood,
+    /// Too few serve: health is ignored.
+    Panic,
+    /// Nothing to offer.
+    Empty,
+}
+
+impl Status {
+    /// The word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Settling => "SETTLING",
+            Self::Degraded => "DEGRADED",
+            Self::LastGood => "LAST_GOOD",
+            Self::Panic => "PANIC",
+            Self::Empty => "EMPTY",
+        }
+    }
+}
+
+/// How far the list of a service is to be trusted; the modes that depend on who asks come with the assignment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Mode {
+    /// Health counts.
+    Normal,
+    /// Fewer usable endpoints than the panic threshold: health is ignored, drain and disable are not.
+    Panic,
+    /// The evidence is doubted, or would take the last endpoint: what was good stays.
+    LastGood,
+    /// Nothing to offer, with proof.
+    Empty,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EndpointSnapshot {
+    /// What it says of itself.
+    pub spec: EndpointSpec,
+    /// Whether it is offered.
+    pub state: State,
+    /// Why; the first is the main one. Empty for an eligible endpoint of which there is nothing to say.
+    pub reasons: Vec<Reason>,
+    /// Share of new calls wanted: weight of the spec, times operator's percent, slow start and the policy's own measure.
+    /// 0 when not offered.
+    pub weight: u32,
+    /// How full it is, for the order of lists; steps of 100 with hysteresis, so that lists do not flicker.
+    pub load_permille: u32,
+    /// How full it said it is.
+    pub utilization_permille: Option<u32>,
+    /// Calls in flight when it reported last.
+    pub in_flight: u32,
+    /// Completed calls, thousandths per second.
+    pub calls_per_second_milli: u64,
+    /// The last check.
+    pub check: Option<Check>,
+    /// Counts up whenever a check is wanted at once.
+    pub check_wanted: u64,
+    /// Its registration, when it has one.
+    pub lease: Option<LeaseSnapshot>,
+    /// Sources that name it.
+    pub sources: Vec<SourceId>,
+    /// Operator's words that concern it.
+    pub overrides: Vec<Override>,
+    /// When it became known under this incarnation.
+    pub joined_at: Timestamp,
+}
+
+/// A check that came to an end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// When.
+    pub at: Timestamp,
+    /// "SERVING", or what went wrong.
+    pub result: String,
+    /// Whether it passed.
+    pub passed: bool,
+    /// Same results in a row.
+    pub streak: u32,
+}
+
+/// A registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseSnapshot {
+    /// Last sign of life on the report stream.
+    pub renewed_at: Timestamp,
+    /// Last report with counters.
+    pub reported_at: Option<Timestamp>,
+    /// Whether its report stream is open.
+    pub connected: bool,
+}
+
+/// Whether an endpoint is offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum State {
+    /// Yes.
+    Eligible,
+    /// Bad, but yes: PANIC or LAST_GOOD.
+    Restored,
+    /// No.
+    Excluded,
+    /// No new calls: it or an operator said so.
+    Draining,
+    /// No: an operator said so.
+    Disabled,
+    /// Not yet: nothing has been found out about it.
+    Pending,
+}
+
+impl State {
+    /// Whether lists offer it.
+    pub fn is_offered(self) -> bool {
+        match self {
+            Self::Eligible | Self::Restored => true,
+            Self::Excluded | Self::Draining | Self::Disabled | Self::Pending => false,
+        }
+    }
+
+    /// Whether lists name it with weight 0, so that holders leave it even while the balancer settles.
+    pub fn is_named_out(self) -> bool {
+        match self {
+            Self::Excluded | Self::Draining | Self::Disabled => true,
+            Self::Eligible | Self::Restored | Self::Pending => false,
+        }
+    }
+
+    /// The word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Eligible => "ELIGIBLE",
+            Self::Restored => "RESTORED",
+            Self::Excluded => "EXCLUDED",
+            Self::Draining => "DRAINING",
+            Self::Disabled => "DISABLED",
+            Self::Pending => "PENDING",
+        }
+    }
+}
+
+/// Why an endpoint is where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Which.
+    pub code: Code,
+    /// What was seen, in words that do not change while the reason holds.
+    pub detail: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Every reason there is. Closed: the same words in messages, JSON, metrics, logs and errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "each is documented once, in proto/lookaside/v1/common.proto")]
+pub enum Code {
+    HealthNotServing,
+    HealthUnreachable,
+    HealthTimeout,
+    HealthPending,
+    HealthNotGrpc,
+    NoReportYet,
+    ReportStale,
+    Overloaded,
+    WarmingUp,
+    OutlierEjected,
+    AdminDrain,
+    AdminDisabled,
+    AdminWeight,
+    SelfDraining,
+    LeaseExpired,
+    DiscoveryNotReady,
+    DiscoveryRemoved,
+    DiscoveryStale,
+    ZoneNotPreferred,
+    PriorityNotPreferred,
+    SubsetNotSelected,
+    LabelMismatch,
+    CapacityLimit,
+    ListTruncated,
+    PanicRestored,
+    ChecksDoubted,
+    ClientFailures,
+    LastEndpoint,
+}
+
+impl Code {
+    /// The word, as in the wire contract.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HealthNotServing => "HEALTH_NOT_SERVING",
+            Self::HealthUnreachable => "HEALTH_UNREACHABLE",
+            Self::HealthTimeout => "HEALTH_TIMEOUT",
+            Self::HealthPending => "HEALTH_PENDING",
+            Self::HealthNotGrpc => "HEALTH_NOT_GRPC",
+            Self::NoReportYet => "NO_REPORT_YET",
+            Self::ReportStale => "REPORT_STALE",
+            Self::Overloaded => "OVERLOADED",
+            Self::WarmingUp => "WARMING_UP",
+            Self::OutlierEjected => "OUTLIER_EJECTED",
+            Self::AdminDrain => "ADMIN_DRAIN",
+            Self::AdminDisabled => "ADMIN_DISABLED",
+            Self::AdminWeight => "ADMIN_WEIGHT",
+            Self::SelfDraining => "SELF_DRAINING",
+            Self::LeaseExpired => "LEASE_EXPIRED",
+            Self::DiscoveryNotReady => "DISCOVERY_NOT_READY",
+            Self::DiscoveryRemoved => "DISCOVERY_REMOVED",
+            Self::DiscoveryStale => "DISCOVERY_STALE",
+            Self::ZoneNotPreferred => "ZONE_NOT_PREFERRED",
+            Self::PriorityNotPreferred => "PRIORITY_NOT_PREFERRED",
+            Self::SubsetNotSelected => "SUBSET_NOT_SELECTED",
+            Self::LabelMismatch => "LABEL_MISMATCH",
+            Self::CapacityLimit => "CAPACITY_LIMIT",
+            Self::ListTruncated => "LIST_TRUNCATED",
+            Self::PanicRestored => "PANIC_RESTORED",
+            Self::ChecksDoubted => "CHECKS_DOUBTED",
+            Self::ClientFailures => "CLIENT_FAILURES",
+            Self::LastEndpoint => "LAST_ENDPOINT",
+        }
+    }
+}
+
+/// How a service is balanced. The values of the default are the defaults of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceConfig {
+    /// How lists are ordered and weighted.
+    pub policy: PolicyKind,
+    /// How endpoints are checked.
+    pub health: HealthConfig,
+    /// Time between reports of a backend.
+    pub report_period: Duration,
+    /// How long a registration lasts without a report.
+    pub lease: Duration,
+    /// Below this share of usable endpoints health is ignored.
+    pub panic_threshold_percent: u32,
+    /// How long a new endpoint takes to its full share; zero for at once.
+    pub slow_start: Duration,
+    /// Which endpoints a client is to prefer by where they run.
+    pub locality: LocalityConfig,
+    /// The most endpoints one client gets to see; 0 for all.
+    pub subset_size: u32,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            policy: PolicyKind::LeastLoad,
+            health: HealthConfig::default(),
+            report_period: Duration::from_secs(1),
+            lease: Duration::from_secs(15),
+            panic_threshold_percent: 50,
+            slow_start: Duration::from_secs(30),
+            locality: LocalityConfig::default(),
+            subset_size: 100,
+        }
+    }
+}
+
+/// The policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicyKind {
+    /// Least loaded first; clients take two choices by weight.
+    LeastLoad,
+    /// Turns in proportion to measured capacity.
+    WeightedRoundRobin,
+    /// Equal turns.
+    RoundRobin,
+}
+
+impl PolicyKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::LeastLoad, Self::WeightedRoundRobin, Self::RoundRobin];
+
+    /// The word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LeastLoad => "least_load",
+            Self::WeightedRoundRobin => "weighted_round_robin",
+            Self::RoundRobin => "round_robin",
+        }
+    }
+}
+
+/// How endpoints are checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthConfig {
+    /// Time between checks of one endpoint.
+    pub interval: Duration,
+    /// How long a check may take.
+    pub deadline: Duration,
+    /// Failed checks in a row that take an endpoint out on their own evidence.
+    pub fall: u32,
+    /// Passed checks in a row that bring it back.
+    pub rise: u32,
+    /// Service to ask for in `grpc.health.v1`; empty for the server as a whole.
+    pub service: String,
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(5),
+            deadline: Duration::from_millis(500),
+            fall: 2,
+            rise: 2,
+            service: String::new(),
+        }
+    }
+}
+
+/// Which endpoints a client is to prefer by where they run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalityConfig {
+    /// Prefer those in the client's own zone (region and zone).
+    pub prefer_zone: bool,
+    /// A tier whose usable share falls below this gets help from the next one, of zones as of priorities.
+    pub failover_below_percent: u32,
+}
+
+impl Default for LocalityConfig {
+    fn default() -> Self {
+        Self { prefer_zone: false, failover_below_percent: 70 }
+    }
+}

@@ -1,0 +1,260 @@
+//! The only mutable state. One caller owns it: facts come in by [`Table::apply`], the state of affairs goes out by
+//! [`Table::publish`]. It takes no decision about who gets which list; that is the policies'.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use crate::{
+    event::{Backend, Event, Override},
+    limits::SERVICES_MAX,
+    model::{Address, ServiceName, SourceId, Timestamp, Version},
+    snapshot::{Mode, ServiceConfig, ServiceSnapshot, Snapshot, SourceSnapshot, State},
+};
+
+mod endpoint;
+mod health;
+mod judge;
+mod load;
+mod refusal;
+mod service;
+mod view;
+mod words;
+
+pub use refusal::Refusal;
+use service::Service;
+use view::Light;
+use words::Words;
+
+/// A longer gap between two turns means that the balancer itself was away: stopped, or starved of time.
+const AWAY: Duration = Duration::from_secs(2);
+
+/// What an override would do, or did, to a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effect {
+    /// Which service.
+    pub service: ServiceName,
+    /// Endpoints it is about.
+    pub addresses: Vec<Address>,
+    /// Offered before.
+    pub eligible_before: usize,
+    /// Offered after.
+    pub eligible_after: usize,
+    /// Known.
+    pub endpoints: usize,
+    /// Mode after.
+    pub mode_after: Mode,
+}
+
+/// Everything the balancer knows.
+#[derive(Debug)]
+pub struct Table {
+    epoch: u64,
+    sequence: u64,
+    last_turn: Timestamp,
+    settled_at: Timestamp,
+    /// What services have that the configuration does not name.
+    defaults: ServiceConfig,
+    services: BTreeMap<ServiceName, Service>,
+    /// Kept apart from services: a word may be known before its service is.
+    words: BTreeMap<ServiceName, Words>,
+    sources: BTreeMap<SourceId, SourceSnapshot>,
+    changed: bool,
+    published: Arc<Snapshot>,
+}
+
+impl Table {
+    /// An empty table that starts at `now`. `epoch` is to be random at each start; `defaults` is for services that the
+    /// configuration does not name.
+    pub fn new(epoch: u64, defaults: ServiceConfig, now: Timestamp) -> Self {
+        Self {
+            epoch,
+            sequence: 0,
+            last_turn: now,
+            settled_at: now.after(defaults.lease),
+            defaults,
+            services: BTreeMap::new(),
+            words: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            changed: true,
+            published: Arc::default(),
+        }
+    }
+
+    /// Takes a fact in, or refuses it and changes nothing.
+    pub fn apply(&mut self, event: Event, now: Timestamp) -> Result<(), Refusal> {
+        self.notice_absence(now);
+        match event {
+            Event::ServiceConfigured { service, config } => {
+                let service = self.make(&service, now)?;
+                service.configured = true;
+                service.config = Arc::new(config);
+                service.urgent = true;
+            }
+            Event::ServiceUnconfigured { service } => {
+                let defaults = Arc::new(self.defaults.clone());
+                if let Some(service) = self.services.get_mut(&service) {
+                    service.configured = false;
+                    service.config = defaults;
+                    service.urgent = true;
+                }
+            }
+            Event::EndpointsListed { source, service, endpoints } => {
+                let listed = self.make(&service, now).and_then(|service| service.listed(&source, endpoints, now));
+                let state = self.sources.entry(source).or_default();
+                self.changed = true;
+                match &listed {
+                    Ok(()) => *state = SourceSnapshot { stale: None, answered_at: Some(now) },
+                    Err(refusal) => state.stale = Some((now, refusal.to_string())),
+                }
+                listed?;
+            }
+            Event::SourceFailed { source, reason } => {
+                let state = self.sources.entry(source.clone()).or_default();
+                let since = state.stale.as_ref().map_or(now, |(since, _)| *since);
+                state.stale = Some((since, reason));
+                self.changed = true;
+                for service in self.services.values_mut().filter(|s| s.answered.contains(&source)) {
+                    service.urgent = true;
+                }
+            }
+            Event::Registered { service, endpoint } => {
+                let known = self.services.contains_key(&service);
+                let registered = self.make(&service, now)?.registered(endpoint, now);
+                if registered.is_err() && !known {
+                    self.services.remove(&service);
+                }
+                registered?;
+            }
+            Event::LoadReported { backend, load } => self.of(&backend)?.reported(&backend, load, now)?,
+            Event::DrainAnnounced { backend } => self.of(&backend)?.announced_drain(&backend)?,
+            Event::Departed { backend } => self.of(&backend)?.departed(&backend, now)?,
+            Event::ReportStreamBroken { backend } => self.of(&backend)?.stream_broke(&backend)?,
+            Event::Checked { service, address, outcome } => {
+                if let Some(service) = self.services.get_mut(&service) {
+                    service.checked(&address, outcome, now);
+                }
+            }
+            Event::CallsEnded { client: _, service, address, outcomes } => {
+                if let Some(service) = self.services.get_mut(&service) {
+                    service.calls_ended(&address, &outcomes, now);
+                }
+            }
+            Event::OverrideSet { word } => {
+                let name = word.service.clone();
+                let heard = self.words.entry(name.clone()).or_default().hear(word, now)?;
+                if let Some(service) = self.services.get_mut(&name).filter(|_| heard) {
+                    service.urgent = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The state of affairs, if it is not what it was. Also where time passes: leases, slow starts, verdicts.
+    pub fn publish(&mut self, now: Timestamp) -> Option<Arc<Snapshot>> {
+        self.notice_absence(now);
+        for (name, words) in &mut self.words {
+            if words.expire(now)
+                && let Some(service) = self.services.get_mut(name)
+            {
+                service.urgent = true;
+            }
+        }
+        let version = Version { epoch: self.epoch, sequence: self.sequence + 1 };
+        let mut changed = std::mem::take(&mut self.changed);
+        let mut services = self.published.services.clone();
+        for (name, service) in self.services.iter_mut().filter(|(_, service)| service.wants_turn(now)) {
+            let words = self.words.get(name);
+            service.advance(words, now);
+            let light = Light { words, sources: &self.sources, version, now };
+            let after = view::view(service, &light);
+            if service.snapshot.as_deref() != Some(&after) {
+                let after = Arc::new(after);
+                service.snapshot = Some(Arc::clone(&after));
+                services.insert(name.clone(), after);
+                changed = true;
+            }
+        }
+        let forgotten = self.forget(&mut services);
+        changed |= forgotten || (now >= self.settled_at && self.published.is_settling());
+        if !changed {
+            return None;
+        }
+        self.sequence += 1;
+        let sources = self.sources.clone();
+        self.published = Arc::new(Snapshot { version, at: now, services, sources, settled_at: self.settled_at });
+        Some(Arc::clone(&self.published))
+    }
+
+    /// What an override would do, without doing it.
+    pub fn preview(&self, word: &Override, now: Timestamp) -> Result<Effect, Refusal> {
+        let unknown = || Refusal::UnknownService { service: word.service.clone() };
+        let service = self.services.get(&word.service).ok_or_else(unknown)?;
+        let meant = |e: &&endpoint::Endpoint| words::concerns(&word.scope, &e.spec);
+        let addresses: Vec<Address> =
+            service.endpoints.values().filter(meant).map(|e| e.spec.address.clone()).collect();
+        if addresses.is_empty() {
+            return Err(Refusal::NothingMeant { service: word.service.clone() });
+        }
+        let held = self.words.get(&word.service);
+        let mut words = held.cloned().unwrap_or_default();
+        words.hear(word.clone(), now)?;
+        let version = self.published.version;
+        let look = |words| view::view(service, &Light { words, sources: &self.sources, version, now });
+        let (before, after) = (look(held), look(Some(&words)));
+        let eligible = |service: &ServiceSnapshot| service.endpoints.iter().filter(|e| e.weight > 0).count();
+        Ok(Effect {
+            service: word.service.clone(),
+            addresses,
+            eligible_before: eligible(&before),
+            eligible_after: eligible(&after),
+            endpoints: after.endpoints.iter().filter(|e| e.state != State::Pending).count(),
+            mode_after: after.mode,
+        })
+    }
+
+    /// All words that still hold, those that take others back too, to be kept on disk.
+    pub fn overrides(&self, now: Timestamp) -> Vec<Override> {
+        self.words.values().flat_map(|words| words.all(now)).collect()
+    }
+
+    fn make(&mut self, name: &ServiceName, now: Timestamp) -> Result<&mut Service, Refusal> {
+        if !self.services.contains_key(name) {
+            if self.services.len() >= SERVICES_MAX {
+                return Err(Refusal::TooManyServices { max: SERVICES_MAX });
+            }
+            let mut service = Service::new(name.clone(), self.settled_at, now);
+            service.config = Arc::new(self.defaults.clone());
+            self.services.insert(name.clone(), service);
+        }
+        self.services.get_mut(name).ok_or(Refusal::TooManyServices { max: SERVICES_MAX })
+    }
+
+    fn of(&mut self, backend: &Backend) -> Result<&mut Service, Refusal> {
+        let unknown = || Refusal::UnknownService { service: backend.service.clone() };
+        self.services.get_mut(&backend.service).ok_or_else(unknown)
+    }
+
+    /// A service that nobody configures, lists or registers for any more is forgotten, once all have left it by their own
+    /// word. Its overrides stay.
+    fn forget(&mut self, services: &mut BTreeMap<ServiceName, Arc<ServiceSnapshot>>) -> bool {
+        let before = services.len();
+        self.services.retain(|name, service| {
+            let keep = service.configured || !service.endpoints.is_empty() || !service.answered.is_empty();
+            if !keep {
+                services.remove(name);
+            }
+            keep
+        });
+        services.len() != before
+    }
+
+    fn notice_absence(&mut self, now: Timestamp) {
+        let away = now.since(self.last_turn) > AWAY;
+        self.last_turn = self.last_turn.max(now);
+        if away {
+            for service in self.services.values_mut() {
+                service.resumed(now);
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What the table holds of one endpoint.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{health::Health, load::Load};
+use crate::model::{EndpointSpec, SourceId, Timestamp};
+
+/// How long an endpoint that left by its own word is still named with weight 0, so that clients which resume against a
+/// balancer that does not know everything yet leave it too.
+pub(super) const FAREWELL: Duration = Duration::from_secs(15);
+
+/// The share a starting endpoint begins with, and the steps its share grows by, permille: each step is a list.
+const SLOW_START_MIN_PERMILLE: u64 = 100;
+const SLOW_START_STEP_PERMILLE: u64 = 25;
+
+#[derive(Debug, Clone)]
+pub(super) struct Endpoint {
+    pub(super) spec: EndpointSpec,
+    /// Sources with a full answer that name it.
+    pub(super) listed_by: BTreeSet<SourceId>,
+    pub(super) registration: Option<Registration>,
+    pub(super) health: Health,
+    pub(super) load: Load,
+    pub(super) joined_at: Timestamp,
+    /// It said that it leaves.
+    pub(super) draining: bool,
+    /// It left by its own word.
+    pub(super) departed_at: Option<Timestamp>,
+    /// Its source no longer names it.
+    pub(super) withdrawn_at: Option<Timestamp>,
+    /// It joined a service that was already serving, so its share grows from when it is first found usable.
+    pub(super) newcomer: bool,
+    pub(super) warming_since: Option<Timestamp>,
+    /// A source named it, or a check found it usable, since it started. Until then it is not offered, and its failures say
+    /// nothing about the service.
+    pub(super) trusted: bool,
+    /// Its failed checks are not believed, since too many fail at once.
+    pub(super) doubted: bool,
+    /// The last published weight by throughput, permille of the mean; kept for hysteresis.
+    pub(super) throughput_permille: u32,
+}
+
+/// Its own word that it exists.
+#[derive(Debug, Clone)]
+pub(super) struct Registration {
+    pub(super) renewed_at: Timestamp,
+    pub(super) connected: bool,
+    /// Whether its reports are late; kept to notice when they become so.
+    pub(super) late: bool,
+}
+
+impl Endpoint {
+    pub(super) fn new(spec: EndpointSpec, newcomer: bool, now: Timestamp) -> Self {
+        Self {
+            spec,
+            listed_by: BTreeSet::new(),
+            registration: None,
+            health: Health::new(),
+            load: Load::default(),
+            joined_at: now,
+            draining: false,
+            departed_at: None,
+            withdrawn_at: None,
+            newcomer,
+            warming_since: None,
+            trusted: false,
+            doubted: false,
+            throughput_permille: 1000,
+        }
+    }
+
+    /// A new start of the backend at the same address: nothing known of the one before counts.
+    pub(super) fn restart(&mut self, spec: EndpointSpec, newcomer: bool, now: Timestamp) {
+        let listed_by = std::mem::take(&mut self.listed_by);
+        let mut health = self.health.clone();
+        health.restart();
+        let trusted = !listed_by.is_empty();
+        *self = Self { listed_by, health, trusted, ..Self::new(spec, newcomer, now) };
+    }
+
+    /// From here on it is only what its sources say of it.
+    pub(super) fn return_unregistered(&mut self) {
+        self.registration = None;
+        self.draining = false;
+        self.departed_at = None;
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.draining || self.departed_at.is_some()
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.registration.as_ref().is_some_and(|r| r.late)
+    }
+
+    pub(super) fn stream_is_broken(&self) -> bool {
+        self.registration.as_ref().is_some_and(|r| !r.connected)
+    }
+
+    pub(super) fn lease_expired(&self, lease: Duration, now: Timestamp) -> bool {
+        self.registration.as_ref().is_some_and(|r| now.since(r.renewed_at) >= lease)
+    }
+
+    /// Share of its weight it gets while it starts, permille; gRPC A100 and Envoy have the same shape with aggression 1.
+    pub(super) fn slow_start_permille(&self, window: Duration, now: Timestamp) -> u64 {
+        let Some(since) = self.warming_since else { return 1000 };
+        if window.is_zero() {
+            return 1000;
+        }
+        let passed = now.since(since).as_micros() as u64 * 1000 / window.as_micros().max(1) as u64;
+        let step = passed / SLOW_START_STEP_PERMILLE * SLOW_START_STEP_PERMILLE;
+        step.clamp(SLOW_START_MIN_PERMILLE, 1000)
+    }
+}

@@ -1,0 +1,95 @@
+//! What an endpoint's reports say of its load. Estimates are floats here and integers once they order or weigh a list.
+
+use crate::{event::LoadReport, model::Timestamp};
+
+/// Weight of the newest report against the past. Reports come every second: half of what is shown is under a second old,
+/// nine tenths under four.
+const SMOOTHING: f64 = 0.5;
+
+/// Calls in flight that stand for a full endpoint where no utilisation is measured. Only the order of lists uses it.
+const IN_FLIGHT_FULL: f64 = 10.0;
+
+/// How far beyond the edge of its tenth a load must go before its published tenth changes, permille.
+const HYSTERESIS_PERMILLE: u32 = 30;
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Load {
+    last: Option<(Timestamp, LoadReport)>,
+    calls_per_second: f64,
+    errors_per_second: f64,
+    in_flight_mean: f64,
+    tenth: u32,
+}
+
+impl Load {
+    /// Number of the newest report.
+    pub(super) fn sequence(&self) -> Option<u64> {
+        self.last.map(|(_, report)| report.sequence)
+    }
+
+    pub(super) fn reported_at(&self) -> Option<Timestamp> {
+        self.last.map(|(at, _)| at)
+    }
+
+    /// Takes a report in. Returns whether the published load changed.
+    pub(super) fn reported(&mut self, report: LoadReport, now: Timestamp) -> bool {
+        if let Some((then, before)) = self.last {
+            let seconds = now.since(then).as_secs_f64();
+            if seconds > 0.0 {
+                let rate = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds;
+                smooth(&mut self.calls_per_second, rate(report.completions, before.completions));
+                smooth(&mut self.errors_per_second, rate(report.errors, before.errors));
+                smooth(&mut self.in_flight_mean, rate(report.in_flight_us, before.in_flight_us) / 1e6);
+            }
+        }
+        self.last = Some((now, report));
+        let load = self.load_permille();
+        let (low, high) = (self.tenth * 100, self.tenth * 100 + 99);
+        let moved = load + HYSTERESIS_PERMILLE < low || load > high + HYSTERESIS_PERMILLE;
+        if moved {
+            self.tenth = load / 100;
+        }
+        moved
+    }
+
+    /// For the order of lists: tenths, with hysteresis.
+    pub(super) fn published_permille(&self) -> u32 {
+        self.tenth * 100
+    }
+
+    pub(super) fn utilization_permille(&self) -> Option<u32> {
+        self.last.and_then(|(_, report)| report.utilization_permille)
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        self.last.map_or(0, |(_, report)| report.in_flight)
+    }
+
+    pub(super) fn calls_per_second(&self) -> f64 {
+        self.calls_per_second
+    }
+
+    /// Calls per second at full utilisation, with failures counting as utilisation: the weight of gRPC A58,
+    /// `qps / (utilization + eps / qps * penalty)` with penalty 1. Where no utilisation is measured the mean number of
+    /// calls in flight takes its place (Little's law: the inverse of the service time). `None` without evidence.
+    pub(super) fn throughput(&self) -> Option<f64> {
+        let utilization = match self.utilization_permille() {
+            Some(permille) => f64::from(permille) / 1000.0,
+            None => self.in_flight_mean,
+        };
+        let failing = if self.calls_per_second > 0.0 { self.errors_per_second / self.calls_per_second } else { 0.0 };
+        let cost = utilization + failing;
+        (self.calls_per_second > 0.0 && cost > 0.0).then(|| self.calls_per_second / cost)
+    }
+
+    fn load_permille(&self) -> u32 {
+        match self.utilization_permille() {
+            Some(permille) => permille,
+            None => ((self.in_flight_mean / IN_FLIGHT_FULL * 1000.0) as u32).min(1000),
+        }
+    }
+}
+
+fn smooth(estimate: &mut f64, sample: f64) {
+    *estimate += SMOOTHING * (sample - *estimate);
+}

@@ -1,0 +1,399 @@
+//! What the table holds of one service, and how facts about it change that.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Refusal,
+    endpoint::{Endpoint, FAREWELL, Registration},
+    health::Verdict,
+    judge::Judge,
+    words::Words,
+};
+use crate::{
+    event::{Backend, CheckOutcome, LoadReport, Outcomes},
+    limits::ENDPOINTS_PER_SERVICE_MAX,
+    model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp},
+    snapshot::{PolicyKind, ServiceConfig, ServiceSnapshot},
+};
+
+/// How long a source must say that a service is empty before its last endpoints go.
+const EMPTY_PROOF: Duration = Duration::from_secs(30);
+
+/// How often figures that order nothing (rates, ages) are refreshed in snapshots.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// How often time alone is looked at while something is in motion: slow start, late reports, rations.
+const IN_MOTION: Duration = Duration::from_millis(100);
+
+/// Weights by throughput: how long a new endpoint has none and how old a report may be (both gRPC A58), how far from the
+/// median of the service a weight may go, and the change worth a new list.
+const THROUGHPUT_BLACKOUT: Duration = Duration::from_secs(10);
+const THROUGHPUT_EXPIRY: Duration = Duration::from_secs(180);
+const THROUGHPUT_PERMILLE: std::ops::RangeInclusive<f64> = 100.0..=10_000.0;
+const THROUGHPUT_STEP_PERMILLE: u32 = 50;
+
+#[derive(Debug, Clone)]
+pub(super) struct Service {
+    pub(super) name: ServiceName,
+    pub(super) config: Arc<ServiceConfig>,
+    pub(super) configured: bool,
+    pub(super) endpoints: BTreeMap<Address, Endpoint>,
+    /// Sources that gave a full answer.
+    pub(super) answered: BTreeSet<SourceId>,
+    pub(super) judge: Judge,
+    /// Until then backends that registered before the balancer started may still turn up.
+    settled_at: Timestamp,
+    /// Something changed that lists may show.
+    pub(super) urgent: bool,
+    /// Something changed that only figures show.
+    soft: bool,
+    /// When time alone may change something.
+    due: Timestamp,
+    pub(super) built_at: Timestamp,
+    pub(super) snapshot: Option<Arc<ServiceSnapshot>>,
+}
+
+impl Service {
+    pub(super) fn new(name: ServiceName, settled_at: Timestamp, now: Timestamp) -> Self {
+        Self {
+            name,
+            config: Arc::new(ServiceConfig::default()),
+            configured: false,
+            endpoints: BTreeMap::new(),
+            answered: BTreeSet::new(),
+            judge: Judge::default(),
+            settled_at,
+            urgent: true,
+            soft: false,
+            due: now,
+            built_at: now,
+            snapshot: None,
+        }
+    }
+
+    pub(super) fn is_settling(&self, now: Timestamp) -> bool {
+        self.answered.is_empty() && now < self.settled_at
+    }
+
+    /// Whether something may have changed since it was last advanced.
+    pub(super) fn wants_turn(&self, now: Timestamp) -> bool {
+        self.urgent || self.snapshot.is_none() || now >= self.due || (self.soft && now.since(self.built_at) >= REFRESH)
+    }
+
+    /// Whether a client could be sent to some endpoint already, so that a new one has to start slowly.
+    fn is_serving_without(&self, address: &Address, now: Timestamp) -> bool {
+        !self.is_settling(now)
+            && self.endpoints.iter().any(|(a, e)| a != address && e.health.verdict == Verdict::Up && !e.is_leaving())
+    }
+
+    pub(super) fn listed(
+        &mut self,
+        source: &SourceId,
+        specs: Vec<EndpointSpec>,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let mut named = BTreeSet::new();
+        for spec in &specs {
+            if !named.insert(spec.address.clone()) {
+                return Err(Refusal::ListedTwice { service: self.name.clone(), address: spec.address.clone() });
+            }
+        }
+        let total = named.len() + self.endpoints.keys().filter(|a| !named.contains(a)).count();
+        self.room(total)?;
+        for spec in specs {
+            let newcomer = self.is_serving_without(&spec.address, now);
+            let endpoint = self
+                .endpoints
+                .entry(spec.address.clone())
+                .or_insert_with(|| Endpoint::new(spec.clone(), newcomer, now));
+            if endpoint.registration.is_none() {
+                endpoint.spec = spec;
+            }
+            endpoint.listed_by.insert(source.clone());
+            endpoint.trusted = true;
+            endpoint.withdrawn_at = None;
+        }
+        for (address, endpoint) in &mut self.endpoints {
+            let withdrawn = !named.contains(address) && endpoint.listed_by.remove(source);
+            if withdrawn && endpoint.listed_by.is_empty() && endpoint.registration.is_none() {
+                endpoint.withdrawn_at = Some(now);
+            }
+        }
+        self.answered.insert(source.clone());
+        self.urgent = true;
+        Ok(())
+    }
+
+    pub(super) fn registered(&mut self, spec: EndpointSpec, now: Timestamp) -> Result<(), Refusal> {
+        let address = spec.address.clone();
+        if let Some(held) = self.endpoints.get(&address)
+            && held.registration.is_some()
+            && held.spec.incarnation > spec.incarnation
+        {
+            return Err(Refusal::OldIncarnation { address, held: held.spec.incarnation, given: spec.incarnation });
+        }
+        let twin = self.endpoints.values().find(|e| {
+            let alive = e.registration.as_ref().is_some_and(|r| r.connected) && !e.is_leaving();
+            !spec.instance.as_str().is_empty() && alive && e.spec.instance == spec.instance && e.spec.address != address
+        });
+        if let Some(twin) = twin {
+            return Err(Refusal::DuplicateInstance {
+                service: self.name.clone(),
+                instance: spec.instance.to_string(),
+                address: twin.spec.address.clone(),
+            });
+        }
+        let newcomer = self.is_serving_without(&address, now);
+        match self.endpoints.get_mut(&address) {
+            None => {
+                self.room(self.endpoints.len() + 1)?;
+                self.endpoints.insert(address.clone(), Endpoint::new(spec, newcomer, now));
+            }
+            Some(held) if held.spec.incarnation != spec.incarnation => held.restart(spec, newcomer, now),
+            // The same start of the same backend: its stream was broken for a while, or it changed its mind about itself.
+            Some(held) => {
+                held.spec = spec;
+                held.departed_at = None;
+                held.health.want_check();
+            }
+        }
+        if let Some(endpoint) = self.endpoints.get_mut(&address) {
+            endpoint.registration = Some(Registration { renewed_at: now, connected: true, late: false });
+            endpoint.withdrawn_at = None;
+        }
+        self.urgent = true;
+        Ok(())
+    }
+
+    fn room(&self, endpoints: usize) -> Result<(), Refusal> {
+        if endpoints <= ENDPOINTS_PER_SERVICE_MAX {
+            return Ok(());
+        }
+        Err(Refusal::TooManyEndpoints { service: self.name.clone(), endpoints, max: ENDPOINTS_PER_SERVICE_MAX })
+    }
+
+    /// The registered endpoint that a backend speaks for.
+    fn speaker(&mut self, backend: &Backend) -> Result<&mut Endpoint, Refusal> {
+        let unknown = || Refusal::NotRegistered { service: backend.service.clone(), address: backend.address.clone() };
+        let endpoint = self.endpoints.get_mut(&backend.address).ok_or_else(unknown)?;
+        if endpoint.registration.is_none() {
+            return Err(unknown());
+        }
+        if endpoint.spec.incarnation != backend.incarnation {
+            return Err(Refusal::OldIncarnation {
+                address: backend.address.clone(),
+                held: endpoint.spec.incarnation,
+                given: backend.incarnation,
+            });
+        }
+        Ok(endpoint)
+    }
+
+    pub(super) fn reported(&mut self, backend: &Backend, report: LoadReport, now: Timestamp) -> Result<(), Refusal> {
+        let endpoint = self.speaker(backend)?;
+        if let Some(held) = endpoint.load.sequence()
+            && held >= report.sequence
+        {
+            return Err(Refusal::OldReport { address: backend.address.clone(), held, given: report.sequence });
+        }
+        let first = endpoint.load.sequence().is_none();
+        let moved = endpoint.load.reported(report, now);
+        let was_late = match &mut endpoint.registration {
+            Some(registration) => {
+                registration.renewed_at = now;
+                registration.connected = true;
+                std::mem::take(&mut registration.late)
+            }
+            None => false,
+        };
+        // A load that moved alone can wait for the next refresh: lists are not the place for what changes by the second.
+        self.urgent |= was_late || first;
+        self.soft |= moved || !self.urgent;
+        Ok(())
+    }
+
+    pub(super) fn announced_drain(&mut self, backend: &Backend) -> Result<(), Refusal> {
+        self.speaker(backend)?.draining = true;
+        self.urgent = true;
+        Ok(())
+    }
+
+    pub(super) fn departed(&mut self, backend: &Backend, now: Timestamp) -> Result<(), Refusal> {
+        let endpoint = self.speaker(backend)?;
+        endpoint.departed_at = Some(now);
+        if let Some(registration) = &mut endpoint.registration {
+            registration.connected = false;
+        }
+        self.urgent = true;
+        Ok(())
+    }
+
+    pub(super) fn stream_broke(&mut self, backend: &Backend) -> Result<(), Refusal> {
+        let endpoint = self.speaker(backend)?;
+        if let Some(registration) = &mut endpoint.registration {
+            registration.connected = false;
+        }
+        endpoint.health.want_check();
+        self.urgent = true;
+        Ok(())
+    }
+
+    /// A check of an endpoint that is gone meanwhile is no mistake.
+    pub(super) fn checked(&mut self, address: &Address, outcome: CheckOutcome, now: Timestamp) {
+        let rise = self.config.health.rise;
+        if let Some(endpoint) = self.endpoints.get_mut(address) {
+            let before = (endpoint.health.verdict.clone(), endpoint.health.failed_checks(), endpoint.health.wanted);
+            endpoint.health.checked(outcome, rise, now);
+            let after = (endpoint.health.verdict.clone(), endpoint.health.failed_checks(), endpoint.health.wanted);
+            self.urgent |= before != after;
+            self.soft = true;
+        }
+    }
+
+    /// Likewise for calls.
+    pub(super) fn calls_ended(&mut self, address: &Address, outcomes: &Outcomes, now: Timestamp) {
+        if outcomes.failed == 0 && !outcomes.suspect {
+            return;
+        }
+        if let Some(endpoint) = self.endpoints.get_mut(address) {
+            let evidence_matters = endpoint.health.failed_checks() > 0;
+            self.urgent |= endpoint.health.client_failed(now) || evidence_matters;
+        }
+    }
+
+    /// The balancer was away: nobody else's silence meanwhile counts against them.
+    pub(super) fn resumed(&mut self, now: Timestamp) {
+        for endpoint in self.endpoints.values_mut() {
+            endpoint.health.forget_streak();
+            if let Some(registration) = &mut endpoint.registration {
+                registration.renewed_at = now;
+                registration.late = false;
+            }
+        }
+        self.judge.not_before = now.after(self.config.health.interval + self.config.health.deadline);
+        self.urgent = true;
+    }
+
+    /// Lets time pass: late reports, verdicts, slow starts, removals. Returns when time alone matters next.
+    pub(super) fn advance(&mut self, words: Option<&Words>, now: Timestamp) {
+        self.notice_late(now);
+        let fall = self.config.health.fall;
+        self.judge.judge(self.endpoints.values_mut(), fall, now);
+        for endpoint in self.endpoints.values_mut().filter(|e| e.health.verdict == Verdict::Up) {
+            endpoint.trusted = true;
+            if std::mem::take(&mut endpoint.newcomer) {
+                endpoint.warming_since = Some(now);
+            }
+            if endpoint.slow_start_permille(self.config.slow_start, now) == 1000 {
+                endpoint.warming_since = None;
+            }
+        }
+        self.remove_gone(now);
+        if self.config.policy == PolicyKind::WeightedRoundRobin {
+            self.weigh(now);
+        }
+        self.urgent = false;
+        self.soft = false;
+        self.built_at = now;
+        self.due = self.next_due(words, now);
+    }
+
+    fn notice_late(&mut self, now: Timestamp) {
+        let limit = self.config.report_period * 2;
+        for endpoint in self.endpoints.values_mut().filter(|e| !e.is_leaving()) {
+            let Some(registration) = &mut endpoint.registration else { continue };
+            if !registration.late && now.since(registration.renewed_at) > limit {
+                registration.late = true;
+                endpoint.health.want_check();
+            }
+        }
+    }
+
+    /// Takes out what is gone for good: by its own word, by its source's, or because nobody has heard of it for a lease and
+    /// nobody can reach it either. The last endpoints of a service are never gone by silence.
+    fn remove_gone(&mut self, now: Timestamp) {
+        let lease = self.config.lease;
+        let others_remain = self.endpoints.values().any(|e| !e.is_leaving() && e.withdrawn_at.is_none());
+        let others_serve = self.endpoints.values().any(|e| e.health.verdict == Verdict::Up && !e.is_leaving());
+        self.endpoints.retain(|_, endpoint| {
+            let expired = endpoint.lease_expired(lease, now);
+            if let Some(at) = endpoint.departed_at {
+                let over = at.after(FAREWELL);
+                let back = endpoint.health.check.as_ref().is_some_and(|check| check.passed && check.at >= over);
+                // A source still names it: it stays out until something answers there again.
+                if !endpoint.listed_by.is_empty() && back {
+                    endpoint.return_unregistered();
+                }
+                return now < over || !endpoint.listed_by.is_empty();
+            }
+            if let Some(at) = endpoint.withdrawn_at {
+                return !(others_remain || now.since(at) >= EMPTY_PROOF);
+            }
+            if !endpoint.listed_by.is_empty() {
+                if expired {
+                    endpoint.return_unregistered();
+                }
+                return true;
+            }
+            // Nobody has promised to remember it: a draining one that never said goodbye goes with its lease.
+            !(expired && (endpoint.draining || (endpoint.health.is_down() && others_serve)))
+        });
+    }
+
+    /// Weighs endpoints by what they are measured to get done, against the median: one that lies must not move the others.
+    /// None gets more than twice its fair share on its own word.
+    fn weigh(&mut self, now: Timestamp) {
+        let measured = |e: &Endpoint| {
+            let fresh = e.load.reported_at().is_some_and(|at| now.since(at) < THROUGHPUT_EXPIRY);
+            let blackout = now.since(e.joined_at) < THROUGHPUT_BLACKOUT;
+            if fresh && !blackout { e.load.throughput() } else { None }
+        };
+        let mut known: Vec<f64> = self.endpoints.values().filter_map(measured).collect();
+        known.sort_by(f64::total_cmp);
+        let median = if known.len() < 2 { None } else { known.get(known.len() / 2).copied() };
+        let wanted = |e: &Endpoint| match (measured(e), median) {
+            (Some(throughput), Some(median)) => {
+                (throughput / median * 1000.0).clamp(*THROUGHPUT_PERMILLE.start(), *THROUGHPUT_PERMILLE.end())
+            }
+            _ => 1000.0,
+        };
+        let sum: f64 = self.endpoints.values().map(wanted).sum();
+        let count = self.endpoints.len() as f64;
+        for endpoint in self.endpoints.values_mut() {
+            let own = wanted(endpoint);
+            // own / (own + others) <= 2 / count, solved for own.
+            let ceiling = if count > 2.0 { 2.0 * (sum - own) / (count - 2.0) } else { own };
+            let permille = own.min(ceiling) as u32;
+            if permille.abs_diff(endpoint.throughput_permille) >= THROUGHPUT_STEP_PERMILLE {
+                endpoint.throughput_permille = permille;
+            }
+        }
+    }
+
+    fn next_due(&self, words: Option<&Words>, now: Timestamp) -> Timestamp {
+        let lease = self.config.lease;
+        let in_motion = self.judge.waiting
+            || self.judge.doubts
+            || now < self.judge.not_before
+            || self.endpoints.values().any(|e| {
+                e.is_leaving() || e.withdrawn_at.is_some() || e.warming_since.is_some() || e.lease_expired(lease, now)
+            });
+        if in_motion {
+            return now.after(IN_MOTION);
+        }
+        let late = self.config.report_period * 2 + Duration::from_millis(1);
+        let reports = self
+            .endpoints
+            .values()
+            .filter_map(|e| e.registration.as_ref())
+            .map(|r| if r.late { r.renewed_at.after(lease) } else { r.renewed_at.after(late) });
+        let evidence = self.endpoints.values().any(|e| e.health.clients_fail(now)).then(|| now.after(REFRESH));
+        let settled = (now < self.settled_at).then_some(self.settled_at);
+        let words = words.and_then(Words::due);
+        reports.chain(evidence).chain(settled).chain(words).min().unwrap_or(Timestamp(u64::MAX))
+    }
+}

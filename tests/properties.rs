@@ -1,0 +1,345 @@
+//! What holds for every policy, whatever happens: sequences of random facts, checked after every turn of the table.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use lookaside_core::{
+    event::{Action, Backend, CheckOutcome, Event, LoadReport, Outcomes, Override, Scope},
+    explain::{Verdict, explain},
+    model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, ServiceName, SourceId, Timestamp},
+    policy::{ListMode, assign},
+    snapshot::{Mode, PolicyKind, ServiceConfig, ServiceSnapshot, Snapshot, State, Status},
+    table::Table,
+};
+use proptest::prelude::*;
+
+const ENDPOINTS: u8 = 8;
+
+/// A fact about one of a few endpoints, small enough to be shrunk by halves.
+#[derive(Debug, Clone)]
+enum Fact {
+    Register { at: u8, incarnation: u8 },
+    Report { at: u8, incarnation: u8, utilization_permille: u32, calls: u32 },
+    Break(u8),
+    Announce(u8),
+    Depart(u8),
+    List(BTreeSet<u8>),
+    SourceFails,
+    Check { at: u8, how: u8 },
+    ClientsFail(u8),
+    Word { scope: u8, action: u8, set_at: u8, for_s: u8 },
+    Pass { ms: u32 },
+}
+
+fn fact() -> impl Strategy<Value = Fact> {
+    let at = || 0..ENDPOINTS;
+    prop_oneof![
+        4 => (at(), 1..3u8).prop_map(|(at, incarnation)| Fact::Register { at, incarnation }),
+        6 => (at(), 1..3u8, 0..3000u32, 0..10_000u32).prop_map(|(at, incarnation, utilization_permille, calls)| {
+            Fact::Report { at, incarnation, utilization_permille, calls }
+        }),
+        1 => at().prop_map(Fact::Break),
+        1 => at().prop_map(Fact::Announce),
+        1 => at().prop_map(Fact::Depart),
+        2 => prop::collection::btree_set(at(), 0..8).prop_map(Fact::List),
+        1 => Just(Fact::SourceFails),
+        9 => (at(), 0..8u8).prop_map(|(at, how)| Fact::Check { at, how }),
+        3 => at().prop_map(Fact::ClientsFail),
+        2 => (0..12u8, 0..6u8, 0..9u8, 0..30u8)
+            .prop_map(|(scope, action, set_at, for_s)| Fact::Word { scope, action, set_at, for_s }),
+        5 => prop_oneof![1..500u32, 500..5_000u32, 5_000..40_000u32].prop_map(|ms| Fact::Pass { ms }),
+    ]
+}
+
+fn service() -> ServiceName {
+    ServiceName::parse("greeter").unwrap()
+}
+
+fn address(at: u8) -> Address {
+    Address::parse(&format!("10.0.0.{}:50051", at + 1)).unwrap()
+}
+
+fn spec(at: u8, incarnation: u8) -> EndpointSpec {
+    EndpointSpec {
+        instance: Instance::parse(&format!("pod-{at}")).unwrap(),
+        incarnation: incarnation.into(),
+        locality: Locality::parse(["eu/a", "eu/b", ""][usize::from(at) % 3]).unwrap(),
+        priority: u32::from(at % 4 == 3),
+        ..EndpointSpec::at(address(at))
+    }
+}
+
+struct World {
+    table: Table,
+    now: Timestamp,
+    sequence: u64,
+    snapshot: Snapshot,
+}
+
+impl World {
+    fn new(policy: PolicyKind) -> Self {
+        let mut table = Table::new(1, ServiceConfig::default(), Timestamp(0));
+        let mut config = ServiceConfig { policy, subset_size: 5, ..ServiceConfig::default() };
+        config.locality.prefer_zone = true;
+        table.apply(Event::ServiceConfigured { service: service(), config }, Timestamp(0)).unwrap();
+        let mut world = Self { table, now: Timestamp(0), sequence: 0, snapshot: Snapshot::default() };
+        world.turn();
+        world
+    }
+
+    fn turn(&mut self) {
+        if let Some(snapshot) = self.table.publish(self.now) {
+            assert!(snapshot.version > self.snapshot.version, "versions must grow");
+            self.snapshot = (*snapshot).clone();
+        }
+    }
+
+    fn service(&self) -> &ServiceSnapshot {
+        &self.snapshot.services[&service()]
+    }
+
+    /// Applies a fact; refusals are part of the game.
+    fn happens(&mut self, fact: &Fact) {
+        let backend = |at: u8, incarnation: u8| Backend {
+            service: service(),
+            address: address(at),
+            incarnation: incarnation.into(),
+        };
+        let source = SourceId::parse("file").unwrap();
+        self.sequence += 1;
+        let event = match fact {
+            Fact::Register { at, incarnation } => {
+                Event::Registered { service: service(), endpoint: spec(*at, *incarnation) }
+            }
+            Fact::Report { at, incarnation, utilization_permille, calls } => Event::LoadReported {
+                backend: backend(*at, *incarnation),
+                load: LoadReport {
+                    sequence: self.sequence,
+                    completions: u64::from(*calls),
+                    utilization_permille: Some(*utilization_permille),
+                    ..LoadReport::default()
+                },
+            },
+            Fact::Break(at) => Event::ReportStreamBroken { backend: backend(*at, 1) },
+            Fact::Announce(at) => Event::DrainAnnounced { backend: backend(*at, 1) },
+            Fact::Depart(at) => Event::Departed { backend: backend(*at, 1) },
+            Fact::List(named) => Event::EndpointsListed {
+                source,
+                service: service(),
+                endpoints: named.iter().map(|at| spec(*at, 0)).collect(),
+            },
+            Fact::SourceFails => Event::SourceFailed { source, reason: "silence".into() },
+            Fact::Check { at, how } => Event::Checked {
+                service: service(),
+                address: address(*at),
+                outcome: match how {
+                    0 => CheckOutcome::NotServing,
+                    1 => CheckOutcome::Unreachable { detail: "Connection refused".into() },
+                    2 => CheckOutcome::TimedOut { deadline: Duration::from_millis(500) },
+                    3 => CheckOutcome::NotGrpc { detail: "HTTP/1.1 400".into() },
+                    _ => CheckOutcome::Passed,
+                },
+            },
+            Fact::ClientsFail(at) => Event::CallsEnded {
+                client: ClientId::parse("web").unwrap(),
+                service: service(),
+                address: address(*at),
+                outcomes: Outcomes { failed: 3, ..Outcomes::default() },
+            },
+            Fact::Word { scope, action, set_at, for_s } => Event::OverrideSet {
+                word: Override {
+                    service: service(),
+                    scope: match scope {
+                        8 => Scope::Locality(Locality::parse("eu/a").unwrap()),
+                        9 => Scope::Locality(Locality::parse("eu").unwrap()),
+                        10.. => Scope::Service,
+                        at => Scope::Address(address(*at)),
+                    },
+                    action: match action {
+                        0 => Action::Drain,
+                        1 => Action::Undrain,
+                        2 => Action::Disable,
+                        3 => Action::Enable,
+                        percent => Action::Weight(u32::from(*percent) * 37),
+                    },
+                    reason: "because".into(),
+                    actor: "ann".into(),
+                    set_at_unix_ms: u64::from(*set_at),
+                    replica: "lb-0".into(),
+                    expires_at_unix_ms: 0,
+                    remaining: (*for_s > 0).then(|| Duration::from_secs(u64::from(*for_s))),
+                },
+            },
+            Fact::Pass { ms } => {
+                let end = self.now.after(Duration::from_millis(u64::from(*ms)));
+                while self.now < end {
+                    self.now = self.now.after(Duration::from_millis(500)).min(end);
+                    self.turn();
+                }
+                return;
+            }
+        };
+        let _ = self.table.apply(event, self.now);
+    }
+}
+
+fn cohorts() -> Vec<Cohort> {
+    let zones = ["", "eu/a", "us/x"].map(|zone| Locality::parse(zone).unwrap());
+    zones.into_iter().enumerate().map(|(at, locality)| Cohort { seed: at as u64 * 7, locality }).collect()
+}
+
+/// No strangers, no doubles, nothing bad without a mode that says so, the same input gives the same list.
+fn check_lists(service: &ServiceSnapshot) {
+    for cohort in cohorts() {
+        let list = assign(service, &cohort);
+        assert_eq!(list, assign(service, &cohort), "same input, same list");
+        let mut seen = BTreeSet::new();
+        for endpoint in &list.endpoints {
+            let known = service.endpoint(&endpoint.spec.address).expect("no stranger");
+            assert!(seen.insert(&endpoint.spec.address), "no double");
+            match known.state {
+                State::Eligible => {}
+                State::Restored => {
+                    assert!(
+                        matches!(list.mode, ListMode::Panic | ListMode::LastGood),
+                        "restored only with a mode that says so"
+                    );
+                }
+                State::Excluded | State::Draining | State::Disabled => assert_eq!(endpoint.weight, 0, "{known:?}"),
+                State::Pending => panic!("nothing unchecked that only its own word names"),
+            }
+        }
+        let priorities: Vec<_> = list.endpoints.iter().map(|e| e.priority).collect();
+        assert!(priorities.is_sorted(), "tiers in order");
+        let offered = service.offered().count();
+        assert_eq!(
+            offered == 0,
+            list.endpoints.iter().all(|e| service.endpoint(&e.spec.address).is_some_and(|e| !e.state.is_offered()))
+        );
+        if offered > 0 {
+            assert!(priorities.contains(&0), "tiers start at 0");
+        }
+    }
+}
+
+/// Every endpoint in every state is explained.
+fn check_explanations(service: &ServiceSnapshot, now: Timestamp) {
+    for cohort in cohorts() {
+        for at in 0..=ENDPOINTS {
+            let explanation = explain(service, &cohort, &address(at), now);
+            assert!(!explanation.next.is_empty() && !explanation.stages.is_empty());
+            let in_list = explanation.result.starts_with("IN LIST");
+            let listed =
+                assign(service, &cohort).endpoints.iter().any(|e| e.spec.address == address(at) && e.weight > 0);
+            let no_weight = explanation.result.contains("weight 0");
+            assert!(in_list == listed || no_weight, "{explanation:?}");
+            let failed = explanation.stages.iter().filter(|s| s.verdict == Verdict::Fail).count();
+            assert_eq!(failed, usize::from(!in_list), "exactly one stage excludes: {explanation:?}");
+        }
+    }
+    for endpoint in &service.endpoints {
+        assert!(endpoint.state == State::Eligible || !endpoint.reasons.is_empty(), "{endpoint:?}");
+    }
+}
+
+/// What was offered is offered still, or a presence rule says why not.
+fn check_presence(before: &ServiceSnapshot, after: &ServiceSnapshot) {
+    for old in before.offered() {
+        let by_source = old.lease.is_none() || old.sources.iter().any(|s| s.as_str() == "file");
+        match after.endpoint(&old.spec.address) {
+            Some(new) if new.state.is_offered() => {}
+            // Only a new start of a backend goes back to the beginning, and then silence is not absence.
+            Some(new) if new.state == State::Pending => assert_ne!(new.spec.incarnation, old.spec.incarnation),
+            Some(new) => assert!(!new.reasons.is_empty(), "{new:?}"),
+            None => {
+                let said = old
+                    .reasons
+                    .iter()
+                    .any(|r| r.code.name() == "DISCOVERY_REMOVED" || r.code.name() == "LEASE_EXPIRED");
+                assert!(said || by_source, "{old:?}");
+            }
+        }
+    }
+    if before.offered().next().is_some() && after.offered().next().is_none() {
+        assert!(after.mode == Mode::Empty || after.settling, "{after:?}");
+    }
+    match after.mode {
+        Mode::Empty => assert_eq!(after.offered().count(), 0),
+        Mode::Normal | Mode::Panic | Mode::LastGood => {}
+    }
+    if after.endpoints.iter().any(|e| e.state != State::Eligible) {
+        assert_ne!(after.status(), Status::Ok, "never better than the worst part");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_lists_keep_their_promises(
+        facts in prop::collection::vec(fact(), 1..80),
+        policy in prop::sample::select(PolicyKind::ALL.to_vec()),
+    ) {
+        let mut world = World::new(policy);
+        for fact in &facts {
+            let before = world.service().clone();
+            world.happens(fact);
+            world.turn();
+            let after = world.service();
+            check_lists(after);
+            check_explanations(after, world.now);
+            if !matches!(fact, Fact::Pass { .. }) {
+                check_presence(&before, after);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_facts_give_the_same_snapshots(facts in prop::collection::vec(fact(), 1..60)) {
+        let run = || {
+            let mut world = World::new(PolicyKind::LeastLoad);
+            for fact in &facts {
+                world.happens(fact);
+                world.turn();
+            }
+            world.service().clone()
+        };
+        prop_assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn of_a_subset_one_leaver_moves_only_its_own_place(leaver in 0..ENDPOINTS, seed in 0..64u64) {
+        let list = |left_out: Option<u8>| {
+            let mut world = World::new(PolicyKind::RoundRobin);
+            let named = (0..ENDPOINTS).filter(|at| Some(*at) != left_out && at % 4 != 3).collect();
+            world.happens(&Fact::List(named));
+            world.turn();
+            let cohort = Cohort { seed, locality: Locality::unknown() };
+            let list = assign(world.service(), &cohort);
+            list.endpoints.into_iter().map(|e| e.spec.address).collect::<BTreeSet<_>>()
+        };
+        let (whole, rest) = (list(None), list(Some(leaver)));
+        prop_assert!(whole.difference(&rest).all(|gone| *gone == address(leaver)));
+        prop_assert!(rest.difference(&whole).count() <= 1);
+    }
+
+    #[test]
+    fn no_report_draws_more_than_twice_a_fair_share(lie in 0..1000u32, calls in 0..1_000_000u32) {
+        let mut world = World::new(PolicyKind::WeightedRoundRobin);
+        for at in 0..ENDPOINTS {
+            world.happens(&Fact::Register { at, incarnation: 1 });
+            world.happens(&Fact::Check { at, how: 7 });
+        }
+        for second in 1..15u32 {
+            for at in 0..ENDPOINTS {
+                let (utilization_permille, calls) = if at == 0 { (lie, calls * second) } else { (500, 100 * second) };
+                world.happens(&Fact::Report { at, incarnation: 1, utilization_permille, calls });
+            }
+            world.happens(&Fact::Pass { ms: 1000 });
+        }
+        let service = world.service();
+        let sum: u32 = service.endpoints.iter().map(|e| e.weight).sum();
+        let own = service.endpoint(&address(0)).unwrap().weight;
+        // Weights are whole numbers of percent: one step of rounding each.
+        prop_assert!(own * u32::from(ENDPOINTS) <= 2 * sum + 2 * u32::from(ENDPOINTS), "{} of {}", own, sum);
+    }
+}
