@@ -1,5 +1,7 @@
 //! What holds for every policy, whatever happens: sequences of random facts, checked after every turn of the table.
 
+#![allow(clippy::unwrap_used, reason = "a test suite: what cannot be is a failed test")]
+
 use std::{collections::BTreeSet, time::Duration};
 
 use lookaside_core::{

@@ -1,6 +1,8 @@
 //! Runs `scenarios/*.txt`: a script of what happened, and after `----` what lists and explanations came of it.
 //! `UPDATE=1 cargo test -p lookaside-core` rewrites the answers; the diff is what reviewers read.
 
+#![allow(clippy::unwrap_used, reason = "a test suite: what cannot be is a failed test")]
+
 use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, time::Duration};
 
 use lookaside_core::{

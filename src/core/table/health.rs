@@ -13,6 +13,9 @@ use crate::{
 /// period, so this is several of their reports.
 const CLIENT_EVIDENCE: Duration = Duration::from_secs(10);
 
+/// The least time between two checks that clients' words ask for.
+const SUSPICION_PERIOD: Duration = Duration::from_millis(250);
+
 /// What is held of an endpoint's health.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -33,11 +36,13 @@ pub(super) struct Health {
     /// Counts up whenever a check is wanted at once.
     pub(super) wanted: u64,
     client_failed_at: Option<Timestamp>,
+    /// When a client's word last made us ask for a check.
+    asked_at: Option<Timestamp>,
 }
 
 impl Health {
     pub(super) fn new() -> Self {
-        Self { verdict: Verdict::New, check: None, failure: None, wanted: 1, client_failed_at: None }
+        Self { verdict: Verdict::New, check: None, failure: None, wanted: 1, client_failed_at: None, asked_at: None }
     }
 
     /// A new start of the backend: what was seen of the one before does not count, but a check is wanted.
@@ -76,14 +81,16 @@ impl Health {
         }
     }
 
-    /// Clients saw it fail. Returns whether that is news.
+    /// Clients saw it fail. Returns whether that asks for a check: each report of a thousand clients would be too many.
     pub(super) fn client_failed(&mut self, now: Timestamp) -> bool {
-        let news = self.client_failed_at.is_none();
         self.client_failed_at = Some(now);
-        if news {
+        let answered_at = self.check.as_ref().map(|check| check.at);
+        let asks = answered_at.max(self.asked_at).is_none_or(|at| now.since(at) >= SUSPICION_PERIOD);
+        if asks {
+            self.asked_at = Some(now);
             self.want_check();
         }
-        news
+        asks
     }
 
     pub(super) fn clients_fail(&self, now: Timestamp) -> bool {

@@ -31,8 +31,8 @@ impl Load {
         self.last.map(|(at, _)| at)
     }
 
-    /// Takes a report in. Returns whether the published load changed.
-    pub(super) fn reported(&mut self, report: LoadReport, now: Timestamp) -> bool {
+    /// Takes a report in.
+    pub(super) fn reported(&mut self, report: LoadReport, now: Timestamp) {
         if let Some((then, before)) = self.last {
             let seconds = now.since(then).as_secs_f64();
             if seconds > 0.0 {
@@ -45,11 +45,9 @@ impl Load {
         self.last = Some((now, report));
         let load = self.load_permille();
         let (low, high) = (self.tenth * 100, self.tenth * 100 + 99);
-        let moved = load + HYSTERESIS_PERMILLE < low || load > high + HYSTERESIS_PERMILLE;
-        if moved {
+        if load + HYSTERESIS_PERMILLE < low || load > high + HYSTERESIS_PERMILLE {
             self.tenth = load / 100;
         }
-        moved
     }
 
     /// For the order of lists: tenths, with hysteresis.

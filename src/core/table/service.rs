@@ -201,7 +201,7 @@ impl Service {
             return Err(Refusal::OldReport { address: backend.address.clone(), held, given: report.sequence });
         }
         let first = endpoint.load.sequence().is_none();
-        let moved = endpoint.load.reported(report, now);
+        endpoint.load.reported(report, now);
         let was_late = match &mut endpoint.registration {
             Some(registration) => {
                 registration.renewed_at = now;
@@ -210,9 +210,9 @@ impl Service {
             }
             None => false,
         };
-        // A load that moved alone can wait for the next refresh: lists are not the place for what changes by the second.
+        // A load that moved can wait for the next refresh: lists are not the place for what changes by the second.
         self.urgent |= was_late || first;
-        self.soft |= moved || !self.urgent;
+        self.soft = true;
         Ok(())
     }
 
@@ -261,7 +261,7 @@ impl Service {
         }
         if let Some(endpoint) = self.endpoints.get_mut(address) {
             let evidence_matters = endpoint.health.failed_checks() > 0;
-            self.urgent |= endpoint.health.client_failed(now) || evidence_matters;
+            self.urgent |= endpoint.health.client_failed(now) | evidence_matters;
         }
     }
 

@@ -25,7 +25,11 @@ pub(super) struct Light<'a> {
 pub(super) fn view(service: &Service, light: &Light<'_>) -> ServiceSnapshot {
     let now = light.now;
     let faces: Vec<Face<'_>> = service.endpoints.values().map(|endpoint| Face::of(endpoint, light)).collect();
-    let (mode, mut note) = mode(service, &faces, now);
+    let (mode, mut note) = match mode(service, &faces, now) {
+        // Nobody has turned up yet, which proves nothing.
+        (Mode::Empty, _) if service.is_settling(now) && service.endpoints.is_empty() => (Mode::Normal, String::new()),
+        known => known,
+    };
     let mut endpoints: Vec<EndpointSnapshot> =
         faces.into_iter().map(|face| face.snapshot(service, mode, light)).collect();
     let pending = endpoints.iter().filter(|e| e.state == State::Pending).count();
