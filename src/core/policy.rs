@@ -5,7 +5,7 @@
 use crate::{
     hash::Hasher,
     model::{Cohort, EndpointSpec, ServiceName, Version},
-    snapshot::{Code, EndpointSnapshot, Mode, PolicyKind, ServiceSnapshot},
+    snapshot::{Code, EndpointSnapshot, Mode, PolicyKind, ServiceSnapshot, State},
 };
 
 mod order;
@@ -93,7 +93,7 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
     endpoints.extend(service.endpoints.iter().filter(|e| e.state.is_named_out()).map(|endpoint| Assigned {
         priority: tiers.chosen.len() as u32,
         weight: 0,
-        reasons: endpoint.reasons.iter().map(|r| (r.code, r.detail.clone())).collect(),
+        reasons: lasting(endpoint),
         spec: endpoint.spec.clone(),
     }));
     let (mode, note) = mode(service, &tiers);
@@ -112,11 +112,46 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
 }
 
 fn reasons(endpoint: &EndpointSnapshot, priority: usize, tiers: &Tiers<'_>) -> Vec<(Code, String)> {
-    let mut reasons: Vec<_> = endpoint.reasons.iter().map(|r| (r.code, r.detail.clone())).collect();
+    let mut reasons = lasting(endpoint);
     if priority > 0 {
         reasons.push((tiers.why_lower(endpoint), String::new()));
     }
     reasons
+}
+
+/// The reasons a list shows: those that place the endpoint where it is. What comes and goes with single reports and checks
+/// is for explanations; in a list it would be a new list for everybody each time.
+fn lasting(endpoint: &EndpointSnapshot) -> Vec<(Code, String)> {
+    let shown = |at: usize, code: Code| match code {
+        Code::ClientFailures | Code::ReportStale | Code::NoReportYet => at == 0 && endpoint.state != State::Eligible,
+        Code::HealthNotServing
+        | Code::HealthUnreachable
+        | Code::HealthTimeout
+        | Code::HealthPending
+        | Code::HealthNotGrpc => endpoint.state != State::Eligible,
+        Code::Overloaded
+        | Code::WarmingUp
+        | Code::OutlierEjected
+        | Code::AdminDrain
+        | Code::AdminDisabled
+        | Code::AdminWeight
+        | Code::SelfDraining
+        | Code::LeaseExpired
+        | Code::DiscoveryNotReady
+        | Code::DiscoveryRemoved
+        | Code::DiscoveryStale
+        | Code::ZoneNotPreferred
+        | Code::PriorityNotPreferred
+        | Code::SubsetNotSelected
+        | Code::LabelMismatch
+        | Code::CapacityLimit
+        | Code::ListTruncated
+        | Code::PanicRestored
+        | Code::ChecksDoubted
+        | Code::LastEndpoint => true,
+    };
+    let reasons = endpoint.reasons.iter().enumerate().filter(|(at, reason)| shown(*at, reason.code));
+    reasons.map(|(_, reason)| (reason.code, reason.detail.clone())).collect()
 }
 
 fn mode(service: &ServiceSnapshot, tiers: &Tiers<'_>) -> (ListMode, String) {
