@@ -1,22 +1,79 @@
-//! The Lookaside SDK.
+//! The Lookaside SDK: a balanced drop-in for a tonic `Channel`, and what a backend needs to make itself known.
+//!
+//! A [`Channel`] asks a lookaside balancer *which endpoint should this call go to* and then sends the call there itself; the
+//! balancer is never on the path of a request, and may be away for any length of time. Any tonic 0.14 generated client works
+//! with it, in all four shapes of a call:
+//!
+//! ```no_run
+//! use lookaside_proto::demo::{EchoRequest, echo_client::EchoClient};
+//! use lookaside_sdk::{Channel, picked};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let channel = Channel::connect("lookaside://127.0.0.1:7400/echo").await?;
+//! let mut client = EchoClient::new(channel);
+//! let reply = client.unary(EchoRequest { payload: b"hello".to_vec(), ..Default::default() }).await?;
+//! println!("served by {}", picked(&reply).map_or("nobody", |p| &*p.address));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What it does with each call:
+//!
+//! - **chooses** among the connected endpoints of the best priority by the policy in the list ([`picker`]);
+//! - **moves** the call to another endpoint by itself when the first one provably did not process it, and only then;
+//! - **limits** it: a deadline set by the caller holds for the whole call and travels with it; calls without one get a default
+//!   of 15 s that does not cut streams;
+//! - **counts** how it ended, by whom the end blames ([`outcome`]), and tells the balancer once a second, suspicions at once;
+//! - **explains** a failure: [`why`] gives it typed, the status message in words, with the command that tells more.
+//!
+//! A laptop needs no balancer: [`Channel::from_env`] with `LOOKASIDE_TARGET=static://127.0.0.1:50051`.
+//!
+//! Features: `transport` (default) is the channel; `reporter` is for backends; `testing` is a scripted balancer for an
+//! application's own tests. Without any, [`picker`] alone is left, on the standard library.
 
 pub mod picker;
 
 #[cfg(feature = "transport")]
+mod attempt;
+#[cfg(feature = "transport")]
+mod backoff;
+#[cfg(feature = "transport")]
+mod call;
+#[cfg(feature = "transport")]
 mod channel;
+#[cfg(feature = "transport")]
+mod connection;
+#[cfg(feature = "transport")]
+mod endpoint;
 #[cfg(feature = "transport")]
 mod error;
 #[cfg(feature = "transport")]
+mod framing;
+#[cfg(feature = "transport")]
+mod limits;
+#[cfg(feature = "transport")]
+mod list;
+#[cfg(feature = "transport")]
 pub mod outcome;
 #[cfg(feature = "transport")]
+mod pick_stream;
+#[cfg(feature = "transport")]
+mod pool;
+#[cfg(feature = "transport")]
+mod replay;
+#[cfg(feature = "transport")]
+mod response;
+#[cfg(feature = "transport")]
 mod snapshot;
+#[cfg(feature = "transport")]
+mod tally;
 #[cfg(feature = "transport")]
 mod target;
 #[cfg(feature = "transport")]
 mod why;
 
 #[cfg(feature = "transport")]
-pub use channel::{Builder, Channel};
+pub use channel::{Builder, Channel, TARGET_VARIABLE};
 #[cfg(feature = "transport")]
 pub use error::Error;
 #[cfg(feature = "transport")]

@@ -93,6 +93,12 @@ impl Fleet {
         self.answer_us_mean.load(Relaxed).saturating_mul(STALL_FACTOR).max(STALL_US_MIN)
     }
 
+    /// Time after which an answer counts as late, microseconds: long before its endpoint counts as stalled, other endpoints are
+    /// the safer choice.
+    fn late_us(&self) -> u64 {
+        self.answer_us_mean.load(Relaxed).saturating_mul(2)
+    }
+
     /// True once after a pick met a stalled endpoint that was not suspected yet: time for [`Picker::survey`].
     pub fn take_alarm(&self) -> bool {
         self.alarm.load(Relaxed) && self.alarm.swap(false, Relaxed)
@@ -267,10 +273,15 @@ impl<T> Picker<T> {
                 best = Some((candidate, standing));
             }
         }
-        best.map(|(candidate, _)| candidate)
+        let (best, standing) = best?;
+        if standing == Standing::Canary {
+            self.admits(best, now_us, tried); // spends the canary that is due
+        }
+        Some(best)
     }
 
-    /// A fit neighbour that is less loaded and owes fewer answers.
+    /// A fit neighbour that is less loaded and owes fewer answers; or, once the answers owed are late, the lightest neighbour
+    /// whose own are not.
     fn owing_less(
         &self,
         chosen: &Candidate<T>,
@@ -280,13 +291,17 @@ impl<T> Picker<T> {
     ) -> Option<&Candidate<T>> {
         let count = self.candidates.len();
         let start = rng.below(count as u64) as usize;
-        self.candidates
-            .iter()
-            .cycle()
-            .skip(start)
-            .take(count.min(NEIGHBOURS_MAX))
-            .filter(|c| c.peer.unanswered().0 < UNANSWERED_MAX && is_lighter(c, chosen, now_us))
-            .find(|c| self.standing(c, now_us, tried) == Standing::Fit)
+        let late = self.is_silent(&chosen.peer, now_us, self.fleet.late_us());
+        let mut best: Option<&Candidate<T>> = None;
+        for candidate in self.candidates.iter().cycle().skip(start).take(count.min(NEIGHBOURS_MAX)) {
+            let owes_less = candidate.peer.unanswered().0 < UNANSWERED_MAX && is_lighter(candidate, chosen, now_us);
+            let is_safer = late && !self.is_silent(&candidate.peer, now_us, self.fleet.late_us());
+            let is_better = best.is_none_or(|b| is_lighter(candidate, b, now_us));
+            if (owes_less || is_safer) && is_better && self.standing(candidate, now_us, tried) == Standing::Fit {
+                best = Some(candidate);
+            }
+        }
+        best
     }
 
     /// The candidate at this place on the line of weights.
@@ -330,9 +345,13 @@ impl<T> Picker<T> {
 
     /// Two calls or more went there since it last said anything, the first of them long ago, and others have answered since.
     pub fn is_stalled(&self, peer: &Peer, now_us: u64) -> bool {
+        self.is_silent(peer, now_us, self.fleet.stall_us())
+    }
+
+    fn is_silent(&self, peer: &Peer, now_us: u64, for_us: u64) -> bool {
         let (count, first_us) = peer.unanswered();
         count >= UNANSWERED_MAX
-            && now_us.saturating_sub(first_us) > self.fleet.stall_us()
+            && now_us.saturating_sub(first_us) > for_us
             && self.fleet.life_us.load(Relaxed) > first_us
     }
 

@@ -41,10 +41,11 @@ mod shared;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lookaside_proto::v1::backend_server::BackendServer;
 use lookaside_proto::xds::service::orca::v3::open_rca_service_server::OpenRcaServiceServer;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
@@ -53,7 +54,7 @@ pub use builder::{Builder, Error};
 pub use layer::{ReportBody, ReportFuture, ReportLayer, ReportService};
 pub use orca::OrcaService;
 pub use probe::ProbeService;
-use shared::Shared;
+use shared::{Link, Phase, Shared};
 
 /// A backend's tie to its balancers. Clones share it; when the last one is dropped, reporting ends as if the backend had
 /// died, so keep one for as long as the server runs and end with [`drain`](Self::drain) or
@@ -62,8 +63,9 @@ use shared::Shared;
 pub struct Reporter {
     shared: Arc<Shared>,
     health: HealthReporter,
-    // Ends the tasks.
-    _tasks: Arc<DropGuard>,
+    // Ends the tasks, and does so when the last clone goes.
+    tasks: CancellationToken,
+    _last: Arc<DropGuard>,
 }
 
 impl Reporter {
@@ -75,18 +77,19 @@ impl Reporter {
     async fn start(shared: Arc<Shared>, balancers: Vec<String>) -> Self {
         let health = HealthReporter::new();
         health.set_service_status(&shared.registration.service, ServingStatus::Serving).await;
-        let tasks = tokio_util::sync::CancellationToken::new();
+        let tasks = CancellationToken::new();
         for (index, balancer) in balancers.into_iter().enumerate() {
             let reporting = link::keep_reporting(Arc::clone(&shared), index, balancer);
-            let stop = tasks.clone();
+            let (stop, shared) = (tasks.clone(), Arc::clone(&shared));
             tokio::spawn(async move {
                 tokio::select! {
-                    () = stop.cancelled() => {}
+                    // A drain that is under way has nobody left to wait for.
+                    () = stop.cancelled() => shared.update_link(index, |link| *link = Link::default()),
                     () = reporting => {}
                 }
             });
         }
-        Self { shared, health, _tasks: Arc::new(tasks.drop_guard()) }
+        Self { shared, health, _last: Arc::new(tasks.clone().drop_guard()), tasks }
     }
 
     /// The layer to put around all services of the server: it counts calls and writes the load on each answer.
@@ -111,7 +114,7 @@ impl Reporter {
     }
 
     /// How full the application is, 1.0 is full, above it is overloaded; 0 takes the word back. What is not a number or
-    /// below 0 is ignored.
+    /// below 0 is ignored, what is above 100 counts as 100.
     pub fn set_application_utilization(&self, share: f64) {
         if share.is_finite() && share >= 0.0 {
             self.shared.counters.set_application_utilization(share);
@@ -157,8 +160,24 @@ impl Reporter {
         self.set_serving(false).await;
     }
 
+    /// Resolves `grace` after a drain has ended. Streams may last for ever, and a server that shuts down gracefully waits
+    /// for them: select this against it.
+    pub async fn grace_over(&self, grace: Duration) {
+        // The sender lives in `self`.
+        let _ = self.shared.phase.subscribe().wait_for(|phase| *phase == Phase::Left).await;
+        tokio::time::sleep(grace).await;
+    }
+
+    /// Breaks every report stream off without a word, as death does; for drills.
+    pub fn abandon(&self) {
+        self.tasks.cancel();
+    }
+
     /// Waits for `signal` and then [drains](Self::drain): the future that `serve_with_shutdown` wants.
-    pub fn drained_on(&self, signal: impl Future<Output = ()> + Send + 'static) -> impl Future<Output = ()> + Send + 'static {
+    pub fn drained_on(
+        &self,
+        signal: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let reporter = self.clone();
         async move {
             signal.await;
@@ -168,4 +187,5 @@ impl Reporter {
 }
 
 #[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;

@@ -70,11 +70,10 @@ impl Balancer {
     fn serve(&self, listener: TcpListener) {
         let stop = CancellationToken::new();
         let pick = BalancerServer::new(pick::PickService { script: Arc::clone(&self.script), stop: stop.clone() });
-        let report = ReporterServer::new(report::ReportService { script: Arc::clone(&self.script), stop: stop.clone() });
-        let serving = tonic::transport::Server::builder()
-            .add_service(pick)
-            .add_service(report)
-            .serve_with_incoming_shutdown(
+        let report =
+            ReporterServer::new(report::ReportService { script: Arc::clone(&self.script), stop: stop.clone() });
+        let serving =
+            tonic::transport::Server::builder().add_service(pick).add_service(report).serve_with_incoming_shutdown(
                 TcpIncoming::from(listener).with_nodelay(Some(true)),
                 stop.clone().cancelled_owned(),
             );

@@ -28,12 +28,31 @@ use tower::Service as _;
 
 use crate::{
     config::Limits,
-    limits::{CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES},
+    limits::{
+        CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
+    },
     telemetry,
 };
 
 /// What every HTTP/2 connection begins with (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Why a connection ended early.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// The first bytes did not come in time.
+    #[error("the peer was silent")]
+    Silent,
+    /// Something else than gRPC.
+    #[error("the peer does not speak HTTP/2 with prior knowledge")]
+    NotHttp2,
+    /// The network.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The protocol.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+}
 
 /// Between two attempts while file descriptors are used up: the kernel keeps connections waiting meanwhile.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -129,20 +148,24 @@ async fn connection(
     routes: Routes,
     limits: Limits,
     stop: CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(), Error> {
     // A list is small and waited for.
     stream.set_nodelay(true)?;
     let mut first = [0; PREFACE.len()];
-    match timeout(limits.handshake_deadline, stream.read_exact(&mut first)).await {
+    let read = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        read = timeout(limits.handshake_deadline, stream.read_exact(&mut first)) => read,
+    };
+    match read {
         Ok(Ok(_)) if &first == PREFACE => {}
         Ok(Ok(_)) => {
             count_refused(name, "preface");
-            return Err("the peer does not speak HTTP/2 with prior knowledge".into());
+            return Err(Error::NotHttp2);
         }
         Ok(Err(error)) => return Err(error.into()),
         Err(_) => {
             count_refused(name, "preface_deadline");
-            return Err("the peer was silent".into());
+            return Err(Error::Silent);
         }
     }
     let info = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(peer) };

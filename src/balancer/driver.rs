@@ -22,9 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    limits::{
-        EVENTS_PER_TURN_MAX, EVENTS_WAITING_MAX, SAVE_WAIT_MAX, TURN_PAUSE_MAX, TURN_PAUSE_MIN,
-    },
+    limits::{EVENTS_PER_TURN_MAX, EVENTS_WAITING_MAX, SAVE_WAIT_MAX, TURN_PAUSE_MAX, TURN_PAUSE_MIN},
     store::Store,
     telemetry,
 };
@@ -331,3 +329,6 @@ impl Driver {
 fn to_save(table: &Table, now: Timestamp) -> Vec<Override> {
     table.overrides(now).into_iter().map(|word| Override { remaining: None, ..word }).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,15 +7,20 @@
 //!
 //! Rooms do not know each other but through these types; [`run()`] alone knows them all.
 
+mod accept;
+mod admin;
 pub mod config;
 mod convert;
 mod driver;
+mod frontend;
 mod limits;
 mod run;
 mod signal;
 mod source;
 mod store;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 
 pub use config::Config;
 pub use run::{Addresses, Error, Running, run};

@@ -93,3 +93,27 @@ pub(crate) const METRICS_CONNECTIONS_MAX: usize = 64;
 
 /// Time for a request to the metrics listener.
 pub(crate) const METRICS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A larger report ends its stream with MESSAGE_TOO_LARGE.
+pub(crate) const REPORT_BYTES_MAX: usize = 64 << 10;
+
+/// A report with more overrides is refused: at most a few concern one endpoint at a time.
+pub(crate) const REPORTED_OVERRIDES_MAX: usize = 64;
+
+/// Between two reports of one stream that are acted on; of those in between the newest counts.
+pub(crate) const REPORT_PERIOD_MIN: Duration = Duration::from_millis(20);
+
+/// A report stream that has not registered by then is ended.
+pub(crate) const REGISTRATION_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Time for a client to hear why its stream ends; then it ends without words.
+pub(crate) const LAST_WORDS_WAIT: Duration = Duration::from_secs(5);
+
+/// Between two looks at the newest snapshot for one report stream: overrides reach a backend this much later at most.
+pub(crate) const REPORT_LOOK_PERIOD: Duration = Duration::from_millis(100);
+
+/// Between two looks at the newest snapshot for endpoints to be checked.
+pub(crate) const PROBE_LOOK_PERIOD: Duration = Duration::from_millis(20);
+
+/// Between two words of one Watch that are passed on; of those in between the newest counts.
+pub(crate) const WATCH_PERIOD_MIN: Duration = Duration::from_millis(100);

@@ -1,12 +1,37 @@
 //! The wiring: the one place that knows all rooms. It opens the listeners, starts everything in order, and at the end
 //! stops it in order, so that clients and backends have moved on before their connections go.
 
-use std::{io, net::SocketAddr};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, sync::Arc};
 
+use lookaside_core::{event::Override, model::SourceId};
 use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{server::NamedService as _, service::Routes};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::config::Config;
+use crate::{
+    accept::{self, Acceptor},
+    admin,
+    config::Config,
+    driver::{self, Handle},
+    frontend::{
+        clients::Clients,
+        cohorts::Cohorts,
+        pick::{Pick, Shared},
+    },
+    limits::METRICS_CONNECTIONS_MAX,
+    signal::{Holders, probe, report},
+    source::{Source as _, file::File},
+    store,
+    telemetry::{
+        self, PICK_STREAMS, PICK_STREAMS_UNSYNCED,
+        gauges::{self, Numbers},
+        page::{self, Page},
+    },
+};
+
+/// What `grpc.health.v1` answers for, besides the server as a whole.
+const HEALTH_NAMES: [&str; 3] = ["", Pick::NAME, "lookaside.v1.Reporter"];
 
 /// Why a balancer did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +67,7 @@ pub struct Addresses {
 pub struct Running {
     /// Where it listens.
     pub addresses: Addresses,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), Error>>,
 }
 
 impl Running {
@@ -51,7 +76,7 @@ impl Running {
     /// # Errors
     /// [`Error::Failed`] when it stopped by a fault of its own.
     pub async fn finished(self) -> Result<(), Error> {
-        Ok(self.task.await?)
+        self.task.await?
     }
 }
 
@@ -65,11 +90,167 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     let (admin, admin_address) = listen("admin", config.listen.admin).await?;
     let (metrics, metrics_address) = listen("metrics", config.listen.metrics).await?;
     let addresses = Addresses { client: client_address, admin: admin_address, metrics: metrics_address };
-    let task = tokio::spawn(async move {
-        shutdown.cancelled().await;
-        drop((client, admin, metrics));
+    let recorder = telemetry::install();
+    let tokens = Tokens::default();
+    let rooms = TaskTracker::new();
+
+    let (driver, driving) = start_driver(&config, &tokens.stop, &rooms);
+    let source = SourceId::parse("file").expect("a name without white space");
+    // Before anybody can ask, so that what is configured is never unknown.
+    File::new(source, config.services.clone()).follow(driver.clone(), tokens.stop.clone()).await;
+    rooms.spawn(probe::run(driver.clone(), config.limits.checks_at_once, tokens.stop.clone()));
+    let cohorts = Arc::new(Cohorts::new(driver.clone()));
+    rooms.spawn(Arc::clone(&cohorts).follow(tokens.stop.clone()));
+    let clients = Arc::new(Clients::new());
+
+    let health = HealthReporter::new();
+    for name in HEALTH_NAMES {
+        health.set_service_status(name, ServingStatus::Serving).await;
+    }
+    let reports = reports(&config, addresses, &driver, &clients, &tokens);
+    let report_streams = reports.streams();
+    let shared =
+        Shared { driver: driver.clone(), cohorts, clients: Arc::clone(&clients), draining: tokens.draining.clone() };
+    let picks = base(&health).add_service(Pick::new(shared)).add_service(reports.into_server());
+    let orders = admin::Service::new(admin::Parts {
+        driver: driver.clone(),
+        clients: Arc::clone(&clients),
+        node: config.node.id.clone(),
+        addresses,
+        report_streams: Box::new(move || report_streams.open()),
+        draining: tokens.draining.clone(),
     });
+    let orders = base(&health).add_service(orders.into_server());
+
+    let listeners = TaskTracker::new();
+    for (name, listener, routes) in [("client", client, picks), ("admin", admin, orders)] {
+        let acceptor = Acceptor::new(name, listener, config.limits.connections);
+        listeners.spawn(accept::serve(acceptor, routes.prepare(), config.limits, tokens.leave.clone()));
+    }
+    listeners.close();
+    let numbers = move || numbers(&driver, &clients);
+    let page = Arc::new(Page::new(recorder.clone(), numbers, tokens.draining.clone()));
+    let acceptor = Acceptor::new("metrics", metrics, METRICS_CONNECTIONS_MAX);
+    rooms.spawn(page::serve(acceptor, page, tokens.stop.clone()));
+    rooms.spawn(page::upkeep(recorder, tokens.stop.clone()));
+    rooms.close();
+    tracing::info!(client = %addresses.client, admin = %addresses.admin, metrics = %addresses.metrics, "ready");
+    let task = tokio::spawn(until(shutdown, driving, tokens, health, listeners, rooms));
     Ok(Running { addresses, task })
+}
+
+/// What is told to whom when the balancer stops, in this order.
+#[derive(Default)]
+struct Tokens {
+    /// Streams: say where to go, and end.
+    draining: CancellationToken,
+    /// Listeners: close, and tell connections to go away.
+    leave: CancellationToken,
+    /// Everything else.
+    stop: CancellationToken,
+}
+
+/// Waits for the end, and brings it about.
+async fn until(
+    shutdown: CancellationToken,
+    mut driving: JoinHandle<()>,
+    tokens: Tokens,
+    health: HealthReporter,
+    listeners: TaskTracker,
+    rooms: TaskTracker,
+) -> Result<(), Error> {
+    let failed = tokio::select! {
+        () = shutdown.cancelled() => None,
+        // It ends on its own only by a panic; without it lists would stay as they are for ever, which looks healthy.
+        ended = &mut driving => Some(ended),
+    };
+    tracing::info!("draining");
+    for name in HEALTH_NAMES {
+        health.set_service_status(name, ServingStatus::NotServing).await;
+    }
+    tokens.draining.cancel();
+    tokens.leave.cancel();
+    listeners.wait().await;
+    tokens.stop.cancel();
+    rooms.wait().await;
+    match failed {
+        Some(ended) => ended?,
+        None => driving.await?,
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Starts the driver with the words that outlived the last start. Without them it starts all the same, and says so.
+fn start_driver(config: &Config, stop: &CancellationToken, rooms: &TaskTracker) -> (Handle, JoinHandle<()>) {
+    let (overrides, store) = match &config.data_dir {
+        Some(dir) => {
+            let (store, writing) = store::start(dir.clone(), stop.clone());
+            rooms.spawn(writing);
+            (kept(dir), Some(store))
+        }
+        None => (Vec::new(), None),
+    };
+    let start = driver::Start { epoch: rand::random(), defaults: config.defaults.clone(), overrides, store };
+    driver::start(start, stop.clone())
+}
+
+fn kept(dir: &Path) -> Vec<Override> {
+    store::load(dir).unwrap_or_else(|error| {
+        tracing::error!(%error, "overrides of the last start are lost: look at drains and weights");
+        Vec::new()
+    })
+}
+
+fn reports(
+    config: &Config,
+    addresses: Addresses,
+    driver: &Handle,
+    clients: &Arc<Clients>,
+    tokens: &Tokens,
+) -> report::Service {
+    let rules = report::Rules {
+        registration: config.registration.clone(),
+        own: vec![addresses.client, addresses.admin, addresses.metrics],
+        stream_age: config.limits.connection_age,
+    };
+    let changed = clients.changed();
+    let clients = Arc::clone(clients);
+    let holders = Holders { holds: Arc::new(move |service, address| clients.holds(service, address)), changed };
+    report::Service::new(driver.clone(), rules, holders, tokens.draining.clone())
+}
+
+/// Health and reflection, which every gRPC listener has.
+fn base(health: &HealthReporter) -> Routes {
+    use tonic_reflection::server::Builder;
+    let reflection = || {
+        Builder::configure()
+            .register_encoded_file_descriptor_set(lookaside_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let health = tonic_health::server::HealthService::from_health_reporter(health.clone());
+    Routes::new(tonic_health::pb::health_server::HealthServer::new(health))
+        .add_service(reflection().build_v1().expect("our descriptors are well-formed"))
+        .add_service(reflection().build_v1alpha().expect("our descriptors are well-formed"))
+}
+
+/// What the metrics page reads when it is asked for.
+fn numbers(driver: &Handle, clients: &Clients) -> Numbers {
+    let snapshot = Arc::clone(&driver.snapshots().borrow());
+    let mut numbers = gauges::of(&snapshot, driver.now());
+    let mut streams: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    // Names that nobody knows are not labels: anybody could ask for any number of them.
+    for view in clients.views().into_iter().filter(|view| snapshot.services.contains_key(&view.service)) {
+        let (open, unsynced) = streams.entry(view.service.to_string()).or_default();
+        *open += 1.0;
+        *unsynced += if view.standing.is_bad() { 1.0 } else { 0.0 };
+    }
+    for (service, (open, unsynced)) in streams {
+        let labels = vec![("service", service.clone()), ("protocol", "lookaside".to_owned())];
+        numbers.insert((PICK_STREAMS, labels), open);
+        numbers.insert((PICK_STREAMS_UNSYNCED, vec![("service", service)]), unsynced);
+    }
+    numbers
 }
 
 async fn listen(listener: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
@@ -78,3 +259,6 @@ async fn listen(listener: &'static str, address: SocketAddr) -> Result<(TcpListe
     let address = socket.local_addr().map_err(failed)?;
     Ok((socket, address))
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@ use tokio::sync::watch;
 
 pub(crate) mod probe;
 pub(crate) mod report;
+#[cfg(test)]
+mod testing;
 
 /// What front ends know about who still holds a list; a backend that drains waits for nobody to name it.
 #[derive(Clone)]

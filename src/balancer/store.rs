@@ -29,7 +29,7 @@ const FORMAT: u32 = 1;
 /// Why kept words cannot be used. The balancer starts without them and says so.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The directory cannot be made, or the file cannot be read or is too large.
+    /// The file is there but cannot be read.
     #[error("{path}: {reason}")]
     Unreadable {
         /// Which.
@@ -72,7 +72,6 @@ pub(crate) fn load(data_dir: &Path) -> Result<Vec<Override>, Error> {
     let path = data_dir.join(FILE);
     let name = path.display().to_string();
     let unreadable = |e: io::Error| Error::Unreadable { path: name.clone(), reason: e.to_string() };
-    fs::create_dir_all(data_dir).map_err(unreadable)?;
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -174,6 +173,9 @@ async fn write(data_dir: &Path, words: Vec<Override>, was_failing: bool) -> bool
 /// A reader finds the old file or the new one, whole, whenever the machine stops.
 fn replace(path: &Path, overrides: Vec<Override>) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(&Kept { format: FORMAT, overrides }).map_err(io::Error::other)?;
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
     let fresh = path.with_extension("json.new");
     let mut file = File::create(&fresh)?;
     file.write_all(&text)?;
@@ -183,4 +185,87 @@ fn replace(path: &Path, overrides: Vec<Override>) -> io::Result<()> {
         File::open(directory)?.sync_all()?; // The rename itself.
     }
     Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::{env, process};
+
+    use lookaside_core::{
+        event::{Action, Scope},
+        model::ServiceName,
+    };
+
+    use super::*;
+
+    /// A fresh directory of this test process; who makes it removes it.
+    pub(crate) fn directory(name: &str) -> PathBuf {
+        let path = env::temp_dir().join(format!("lookaside-store-{}-{name}", process::id()));
+        let _ = fs::remove_dir_all(&path);
+        path
+    }
+
+    fn word(expires_at_unix_ms: u64) -> Override {
+        Override {
+            service: ServiceName::parse("s").unwrap(),
+            scope: Scope::Service,
+            action: Action::Weight(50),
+            reason: "test".into(),
+            actor: "me".into(),
+            set_at_unix_ms: 1,
+            replica: "b".into(),
+            expires_at_unix_ms,
+            remaining: None,
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn what_is_saved_is_loaded_and_what_has_ended_is_not() {
+        let directory = directory("round");
+        let stop = CancellationToken::new();
+        let (store, task) = start(directory.clone(), stop.clone());
+        assert_eq!(load(&directory).unwrap(), [], "nothing yet");
+        let later = unix_ms() + 3_600_000;
+        store.save(vec![word(0)]);
+        store.save(vec![word(0), word(1_000), word(later)]);
+        store.settled(LONG).await;
+        let loaded = load(&directory).unwrap();
+        assert_eq!(loaded.iter().map(|w| w.expires_at_unix_ms).collect::<Vec<_>>(), [0, later]);
+        assert_eq!(loaded[0].remaining, None);
+        assert!(loaded[1].remaining.is_some_and(|left| left > Duration::from_secs(3_500)));
+        stop.cancel();
+        task.await.unwrap();
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_work_stops_nothing_and_is_tried_again() {
+        let directory = directory("broken");
+        fs::write(&directory, "a file where the directory should be").unwrap();
+        let (store, _task) = start(directory.clone(), CancellationToken::new());
+        store.save(vec![word(0)]);
+        store.settled(LONG).await; // Settled: it could not be put there, and whoever waits is not held up.
+        assert!(load(&directory).is_err());
+        fs::remove_file(&directory).unwrap();
+        fs::create_dir(&directory).unwrap();
+        store.save(vec![word(0)]);
+        store.settled(LONG).await;
+        assert_eq!(load(&directory).unwrap(), [word(0)]);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_put_aside() {
+        let directory = directory("strange");
+        fs::create_dir(&directory).unwrap();
+        for text in ["", "{", "[]", r#"{"format":2,"overrides":[]}"#, r#"{"format":1,"overrides":[{}]}"#, "\u{0}"] {
+            fs::write(directory.join(FILE), text).unwrap();
+            assert!(matches!(load(&directory), Err(Error::Malformed { .. })), "{text}");
+            assert_eq!(fs::read_to_string(directory.join("overrides.json.bad")).unwrap(), text);
+            assert_eq!(load(&directory).unwrap(), []);
+        }
+        fs::remove_dir_all(directory).unwrap();
+    }
 }

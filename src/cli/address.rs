@@ -10,9 +10,7 @@ pub(crate) fn parse(text: &str) -> Result<String, String> {
     let bare = text.strip_prefix("http://").unwrap_or(text);
     let bare = bare.strip_suffix('/').unwrap_or(bare);
     match bare.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() && is_host(host) => {
-            Ok(bare.to_owned())
-        }
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() && is_host(host) => Ok(bare.to_owned()),
         _ => Err("host:port is expected, such as 127.0.0.1:7401".to_owned()),
     }
 }
@@ -29,10 +27,7 @@ pub(crate) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 /// What a balancer says it listens on, as seen from here: an address that means "every interface" is replaced by the
 /// host through which the balancer was reached.
 pub(crate) fn seen_from_here(listens_on: &str, reached_at: &str) -> String {
-    match (
-        listens_on.parse::<SocketAddr>(),
-        reached_at.rsplit_once(':'),
-    ) {
+    match (listens_on.parse::<SocketAddr>(), reached_at.rsplit_once(':')) {
         (Ok(address), Some((host, _))) if address.ip().is_unspecified() => {
             format!("{host}:{}", address.port())
         }
@@ -64,17 +59,7 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in [
-            "",
-            "localhost",
-            ":7401",
-            "a:b",
-            "::1:7401",
-            "https://a:1",
-            "http://a:1/x",
-            "a:70000",
-            "a:1,b:2",
-        ] {
+        for text in ["", "localhost", ":7401", "a:b", "::1:7401", "https://a:1", "http://a:1/x", "a:70000", "a:1,b:2"] {
             assert!(parse(text).is_err(), "{text}");
         }
     }
@@ -83,9 +68,6 @@ mod tests {
     fn a_wildcard_address_is_replaced_by_the_host_that_was_reached() {
         assert_eq!(seen_from_here("0.0.0.0:7400", "lb-0:7401"), "lb-0:7400");
         assert_eq!(seen_from_here("[::]:7400", "[::1]:7401"), "[::1]:7400");
-        assert_eq!(
-            seen_from_here("10.0.0.8:7400", "lb-0:7401"),
-            "10.0.0.8:7400"
-        );
+        assert_eq!(seen_from_here("10.0.0.8:7400", "lb-0:7401"), "10.0.0.8:7400");
     }
 }

@@ -45,12 +45,7 @@ impl Admin {
         let channel = connect(address, timeout).await?;
         let mut client = AdminClient::new(channel);
         let status = answer(address, timeout, client.get_status(GetStatusRequest {})).await?;
-        Ok(Self {
-            address: address.to_owned(),
-            status,
-            client,
-            timeout,
-        })
+        Ok(Self { address: address.to_owned(), status, client, timeout })
     }
 
     /// Waits for an answer to a question put through `self.client`, at most the timeout.
@@ -71,23 +66,10 @@ impl Admin {
         if self.status.services.iter().any(|s| s.name == service) {
             return Ok(());
         }
-        let known: Vec<&str> = self
-            .status
-            .services
-            .iter()
-            .take(10)
-            .map(|s| s.name.as_str())
-            .collect();
-        let known = if known.is_empty() {
-            "none yet".to_owned()
-        } else {
-            known.join(", ")
-        };
-        Err(Failure::new(
-            Exit::NotFound,
-            format!("no service \"{service}\" (known: {known})"),
-        )
-        .next("lookaside services"))
+        let known: Vec<&str> = self.status.services.iter().take(10).map(|s| s.name.as_str()).collect();
+        let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
+        Err(Failure::new(Exit::NotFound, format!("no service \"{service}\" (known: {known})"))
+            .next("lookaside services"))
     }
 }
 
@@ -118,9 +100,6 @@ pub(crate) async fn answer<T>(
     match tokio::time::timeout(timeout, question).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(Failure::from_status(address, &status)),
-        Err(_) => Err(Failure::unreachable(
-            address,
-            &format!("no answer within {timeout:?}"),
-        )),
+        Err(_) => Err(Failure::unreachable(address, &format!("no answer within {timeout:?}"))),
     }
 }

@@ -13,9 +13,7 @@ use crate::view;
 
 /// List pick streams: who asks, which version they hold, whether they are in sync
 #[derive(clap::Args)]
-#[command(
-    after_help = "Example:\n  lookaside clients payments\n\nA client that is not listed is not connected."
-)]
+#[command(after_help = "Example:\n  lookaside clients payments\n\nA client that is not listed is not connected.")]
 pub(crate) struct Args {
     /// Those of this service alone
     service: Option<String>,
@@ -84,24 +82,15 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
 
 /// The pick streams of a service, or all for an empty name.
 pub(crate) async fn list(admin: &Admin, service: &str) -> Result<Vec<ClientDetail>, Failure> {
-    let request = ListClientsRequest {
-        service: service.to_owned(),
-    };
-    Ok(admin
-        .answer(admin.client.clone().list_clients(request))
-        .await?
-        .clients)
+    let request = ListClientsRequest { service: service.to_owned() };
+    Ok(admin.answer(admin.client.clone().list_clients(request)).await?.clients)
 }
 
 fn table(clients: &[ClientDetail]) -> String {
     let rows = clients
         .iter()
         .map(|c| {
-            let refused = if c.refused.is_empty() {
-                String::new()
-            } else {
-                format!(" ({})", c.refused)
-            };
+            let refused = if c.refused.is_empty() { String::new() } else { format!(" ({})", c.refused) };
             [
                 c.client_id.clone(),
                 c.peer.clone(),
@@ -119,8 +108,8 @@ fn table(clients: &[ClientDetail]) -> String {
         })
         .collect();
     let header = [
-        "CLIENT", "PEER", "SDK", "PROTOCOL", "LOCALITY", "SERVICE", "SENT", "ACKED", "STATE",
-        "CALLS/S", "FAILED", "AGE",
+        "CLIENT", "PEER", "SDK", "PROTOCOL", "LOCALITY", "SERVICE", "SENT", "ACKED", "STATE", "CALLS/S", "FAILED",
+        "AGE",
     ];
     output::table(header, rows)
 }
@@ -139,14 +128,8 @@ mod tests {
             sdk: "lookaside-rust/0.1.0".to_owned(),
             protocol: "lookaside".to_owned(),
             service: "greeter".to_owned(),
-            sent: Some(Version {
-                epoch: 0xe700_0000_0000_0000,
-                sequence: 88,
-            }),
-            acknowledged: Some(Version {
-                epoch: 0xe700_0000_0000_0000,
-                sequence: 71,
-            }),
+            sent: Some(Version { epoch: 0xe700_0000_0000_0000, sequence: 88 }),
+            acknowledged: Some(Version { epoch: 0xe700_0000_0000_0000, sequence: 71 }),
             state: "STALE".to_owned(),
             calls_per_second: 210.4,
             failed: 3,

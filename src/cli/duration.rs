@@ -10,9 +10,7 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit_s = match unit {
         "ms" => 0.001,
@@ -20,14 +18,10 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         "m" => 60.0,
         "h" => 3600.0,
         _ => {
-            return Err(
-                "a number and a unit are expected, such as 250ms, 10s, 5m or 1h".to_owned(),
-            );
+            return Err("a number and a unit are expected, such as 250ms, 10s, 5m or 1h".to_owned());
         }
     };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| format!("`{number}` is not a number"))?;
+    let number: f64 = number.parse().map_err(|_| format!("`{number}` is not a number"))?;
     match Duration::try_from_secs_f64(number * unit_s) {
         Ok(duration) if duration <= DURATION_MAX => Ok(duration),
         _ => Err("longer than a year".to_owned()),
@@ -59,35 +53,16 @@ mod tests {
 
     #[test]
     fn durations_are_read_with_their_unit() {
-        for (text, expected_ms) in [
-            ("0", 0),
-            ("250ms", 250),
-            ("10s", 10_000),
-            ("1.5s", 1_500),
-            ("5m", 300_000),
-            ("1h", 3_600_000),
-            ("0s", 0),
-        ] {
+        for (text, expected_ms) in
+            [("0", 0), ("250ms", 250), ("10s", 10_000), ("1.5s", 1_500), ("5m", 300_000), ("1h", 3_600_000), ("0s", 0)]
+        {
             assert_eq!(parse(text).map(ms), Ok(expected_ms), "{text}");
         }
     }
 
     #[test]
     fn what_is_no_duration_is_refused() {
-        for text in [
-            "",
-            "10",
-            "-5s",
-            "s",
-            "1.2.3s",
-            "10 s",
-            "5d",
-            "1e3s",
-            "nan s",
-            "99999999h",
-            ".s",
-            "٣s",
-        ] {
+        for text in ["", "10", "-5s", "s", "1.2.3s", "10 s", "5d", "1e3s", "nan s", "99999999h", ".s", "٣s"] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -12,9 +12,7 @@ use crate::view;
 
 /// List endpoints: state, reasons, last check, load, share of calls
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  lookaside endpoints payments\n  lookaside endpoints --excluded -o json"
-)]
+#[command(after_help = "Examples:\n  lookaside endpoints payments\n  lookaside endpoints --excluded -o json")]
 pub(crate) struct Args {
     /// Of this service alone
     service: Option<String>,
@@ -117,36 +115,20 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     if let Some(service) = &args.service {
         admin.expect_service(service)?;
     }
-    let request = ListEndpointsRequest {
-        service: args.service.clone().unwrap_or_default(),
-        excluded_only: args.excluded,
-    };
-    let endpoints = admin
-        .answer(admin.client.clone().list_endpoints(request))
-        .await?
-        .endpoints;
+    let request =
+        ListEndpointsRequest { service: args.service.clone().unwrap_or_default(), excluded_only: args.excluded };
+    let endpoints = admin.answer(admin.client.clone().list_endpoints(request)).await?.endpoints;
     match global.output {
         Format::Table => {
             output::text(&table(&endpoints))?;
             if endpoints.is_empty() {
-                eprintln!(
-                    "note: {}",
-                    if args.excluded {
-                        "no endpoint is kept out"
-                    } else {
-                        "no endpoints are known"
-                    }
-                );
+                eprintln!("note: {}", if args.excluded { "no endpoint is kept out" } else { "no endpoints are known" });
             }
             Ok(())
         }
         Format::Json => {
             let items = endpoints.into_iter().map(Detail::new).collect();
-            output::json(&Envelope::new(
-                "EndpointList",
-                &admin.status.balancer,
-                items,
-            ))
+            output::json(&Envelope::new("EndpointList", &admin.status.balancer, items))
         }
     }
 }
@@ -162,16 +144,8 @@ fn table(endpoints: &[EndpointDetail]) -> String {
                 endpoint.locality,
                 view::state(d.state).to_owned(),
                 view::reasons(&d.reasons),
-                if d.check.is_empty() {
-                    String::new()
-                } else {
-                    format!("{} {}", d.check, age(d.check_ms_ago))
-                },
-                if d.reports {
-                    age(d.report_ms_ago)
-                } else {
-                    String::new()
-                },
+                if d.check.is_empty() { String::new() } else { format!("{} {}", d.check, age(d.check_ms_ago)) },
+                if d.reports { age(d.report_ms_ago) } else { String::new() },
                 d.in_flight.to_string(),
                 view::rate(d.calls_per_second),
                 endpoint.weight.to_string(),
@@ -204,10 +178,7 @@ mod tests {
     fn drained() -> EndpointDetail {
         EndpointDetail {
             service: "greeter".to_owned(),
-            endpoint: Some(Endpoint {
-                address: "10.0.3.31:50051".to_owned(),
-                ..Endpoint::default()
-            }),
+            endpoint: Some(Endpoint { address: "10.0.3.31:50051".to_owned(), ..Endpoint::default() }),
             state: EndpointState::Draining.into(),
             reasons: vec![Reason {
                 code: ReasonCode::AdminDrain.into(),

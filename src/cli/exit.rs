@@ -60,11 +60,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// A failure in words for a person.
     pub(crate) fn new(exit: Exit, text: impl Into<String>) -> Self {
-        Self {
-            exit,
-            text: text.into(),
-            next: None,
-        }
+        Self { exit, text: text.into(), next: None }
     }
 
     /// The same, with the command that helps from here.
@@ -75,11 +71,8 @@ impl Failure {
 
     /// No connection: not even one that was refused by a rule.
     pub(crate) fn unreachable(address: &str, cause: &str) -> Self {
-        Self::new(
-            Exit::Unreachable,
-            format!("cannot reach the balancer at {address}: {cause}"),
-        )
-        .next("lookaside serve, or name another one with --addr or LOOKASIDE_ADDR")
+        Self::new(Exit::Unreachable, format!("cannot reach the balancer at {address}: {cause}"))
+            .next("lookaside serve, or another address (--addr, --balancer, LOOKASIDE_ADDR)")
     }
 
     /// What a balancer at `address` answered instead of what it was asked for.
@@ -103,21 +96,19 @@ impl Failure {
             "" => status.code().description().to_owned(),
             message => message.to_owned(),
         };
-        let reason = status
-            .get_details_error_info()
-            .map_or_else(String::new, |info| format!(" [{}]", info.reason));
+        let reason = status.get_details_error_info().map_or_else(String::new, |info| info.reason);
+        let next = match reason.as_str() {
+            "ENDPOINT_UNKNOWN" => "lookaside endpoints",
+            "CLIENT_UNKNOWN" => "lookaside clients",
+            _ => "lookaside services",
+        };
+        let reason = if reason.is_empty() { reason } else { format!(" [{reason}]") };
         match exit {
             Exit::Unreachable => Self::unreachable(address, &format!("{said}{reason}")),
-            Exit::NotFound => Self::new(exit, format!("{said}{reason}")).next("lookaside services"),
-            Exit::Closed
-            | Exit::Failed
-            | Exit::Usage
-            | Exit::TimedOut
-            | Exit::Denied
-            | Exit::Config => Self::new(
-                exit,
-                format!("{said}{reason} (says the balancer at {address})"),
-            ),
+            Exit::NotFound => Self::new(exit, format!("{said}{reason}")).next(next),
+            Exit::Closed | Exit::Failed | Exit::Usage | Exit::TimedOut | Exit::Denied | Exit::Config => {
+                Self::new(exit, format!("{said}{reason} (says the balancer at {address})"))
+            }
         }
     }
 
@@ -184,11 +175,7 @@ mod tests {
         ];
         for (code, exit, number) in cases {
             let failure = Failure::from_status("127.0.0.1:7401", &Status::new(code, "words"));
-            assert_eq!(
-                (failure.exit, failure.exit.code()),
-                (exit, number),
-                "{code:?}"
-            );
+            assert_eq!((failure.exit, failure.exit.code()), (exit, number), "{code:?}");
             assert!(failure.to_string().contains("words"));
         }
         assert_eq!(Exit::TimedOut.code(), 5);
@@ -203,11 +190,7 @@ mod tests {
 
     #[test]
     fn an_error_is_one_line_with_the_next_step() {
-        let failure =
-            Failure::new(Exit::NotFound, "no service\n\u{1b}[31mx").next("lookaside services");
-        assert_eq!(
-            failure.to_string(),
-            "error: no service  [31mx; try: lookaside services"
-        );
+        let failure = Failure::new(Exit::NotFound, "no service\n\u{1b}[31mx").next("lookaside services");
+        assert_eq!(failure.to_string(), "error: no service  [31mx; try: lookaside services");
     }
 }

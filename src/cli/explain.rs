@@ -67,12 +67,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         Format::Table => output::text(&ladder(&explanation)),
         Format::Json => {
             let (keys, stages) = split(explanation);
-            output::json(&Envelope::with(
-                "Explanation",
-                &admin.status.balancer,
-                keys,
-                stages,
-            ))
+            output::json(&Envelope::with("Explanation", &admin.status.balancer, keys, stages))
         }
     }
 }
@@ -98,11 +93,7 @@ fn split(explanation: Explanation) -> (Keys, Vec<StageView>) {
         client_id: explanation.client_id,
         result: explanation.result,
         next: explanation.next,
-        order: explanation
-            .order
-            .into_iter()
-            .map(view::Endpoint::new)
-            .collect(),
+        order: explanation.order.into_iter().map(view::Endpoint::new).collect(),
     };
     (keys, stages)
 }
@@ -114,16 +105,9 @@ fn ladder(explanation: &Explanation) -> String {
         lines.push(format!("result: {}", explanation.result));
     }
     for (index, next) in explanation.next.iter().enumerate() {
-        lines.push(format!(
-            "{} {next}",
-            if index == 0 { "next:  " } else { "       " }
-        ));
+        lines.push(format!("{} {next}", if index == 0 { "next:  " } else { "       " }));
     }
-    let mut text = lines
-        .iter()
-        .map(|line| output::clean(line))
-        .collect::<Vec<_>>()
-        .join("\n");
+    let mut text = lines.iter().map(|line| output::clean(line)).collect::<Vec<_>>().join("\n");
     if explanation.address.is_empty() && !explanation.order.is_empty() {
         text.push('\n');
         text.push_str(&view::order(&explanation.order));
@@ -138,11 +122,9 @@ fn headline(explanation: &Explanation) -> String {
         view::version(explanation.version),
         view::mode(explanation.mode)
     );
-    for (name, value) in [
-        ("endpoint", &explanation.address),
-        ("client", &explanation.client_id),
-        ("", &explanation.note),
-    ] {
+    for (name, value) in
+        [("endpoint", &explanation.address), ("client", &explanation.client_id), ("", &explanation.note)]
+    {
         match (name, value.as_str()) {
             (_, "") => {}
             ("", value) => line.push_str(&format!("   {value}")),
@@ -166,9 +148,7 @@ fn rung(stage: &Stage) -> String {
         (reasons, "") => reasons.to_owned(),
         (reasons, detail) => format!("{reasons}: {detail}"),
     };
-    format!("  {mark:<6} {:<12} {words}", stage.name)
-        .trim_end()
-        .to_owned()
+    format!("  {mark:<6} {:<12} {words}", stage.name).trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -178,26 +158,15 @@ mod tests {
     use super::*;
 
     fn stage(name: &str, verdict: Verdict, reasons: Vec<Reason>, detail: &str) -> Stage {
-        Stage {
-            name: name.to_owned(),
-            verdict: verdict.into(),
-            reasons,
-            detail: detail.to_owned(),
-        }
+        Stage { name: name.to_owned(), verdict: verdict.into(), reasons, detail: detail.to_owned() }
     }
 
     fn explanation() -> Explanation {
-        let drained = Reason {
-            code: ReasonCode::AdminDrain.into(),
-            detail: "by alice".to_owned(),
-            since_ms_ago: 480_000,
-        };
+        let drained =
+            Reason { code: ReasonCode::AdminDrain.into(), detail: "by alice".to_owned(), since_ms_ago: 480_000 };
         Explanation {
             service: "payments".to_owned(),
-            version: Some(Version {
-                epoch: 0xe700_0000_0000_0000,
-                sequence: 4181,
-            }),
+            version: Some(Version { epoch: 0xe700_0000_0000_0000, sequence: 4181 }),
             mode: ListMode::Normal.into(),
             address: "10.0.2.22:50051".to_owned(),
             client_id: "web-7f9c".to_owned(),
@@ -207,10 +176,7 @@ mod tests {
                 stage("priority", Verdict::NotEvaluated, vec![], ""),
             ],
             result: "NOT IN LIST: ADMIN_DRAIN".to_owned(),
-            next: vec![
-                "lookaside undrain 10.0.2.22:50051".to_owned(),
-                "lookaside watch payments --last 20".to_owned(),
-            ],
+            next: vec!["lookaside undrain 10.0.2.22:50051".to_owned(), "lookaside watch payments --last 20".to_owned()],
             ..Explanation::default()
         }
     }

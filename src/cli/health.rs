@@ -1,9 +1,7 @@
 //! `lookaside health`: `grpc.health.v1` against the client listener, for container health checks: no other tool needed.
 
 use serde::Serialize;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::admin::{self, Admin};
 use crate::exit::{Exit, Failure};
@@ -42,18 +40,13 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     };
     let timeout = admin::question_timeout(global);
     let mut client = HealthClient::new(admin::connect(&balancer, timeout).await?);
-    let request = HealthCheckRequest {
-        service: args.service.clone(),
-    };
+    let request = HealthCheckRequest { service: args.service.clone() };
     let answer = admin::answer(&balancer, timeout, client.check(request)).await?;
     let status = ServingStatus::try_from(answer.status).unwrap_or(ServingStatus::Unknown);
     match global.output {
         Format::Table => output::text(status.as_str_name())?,
         Format::Json => {
-            let item = Health {
-                service: args.service,
-                status: status.as_str_name(),
-            };
+            let item = Health { service: args.service, status: status.as_str_name() };
             output::json(&Envelope::new("Health", &identity, vec![item]))?;
         }
     }

@@ -9,23 +9,11 @@ use crate::exit::{Exit, Failure};
 /// How this process logs.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to log: a level, or a filter such as `info,lookaside_balancer=debug` [default: info for serve, else warn]
-    #[arg(
-        long,
-        global = true,
-        env = "LOOKASIDE_LOG",
-        value_name = "FILTER",
-        help_heading = "Global options"
-    )]
+    /// What to log: a level, or a filter such as `info,lookaside_balancer=debug` [default: info for serve, error for dev, else warn]
+    #[arg(long, global = true, env = "LOOKASIDE_LOG", value_name = "FILTER", help_heading = "Global options")]
     log: Option<String>,
     /// How log lines look on stderr
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        default_value = "pretty",
-        help_heading = "Global options"
-    )]
+    #[arg(long, global = true, value_enum, default_value = "pretty", help_heading = "Global options")]
     log_format: LogFormat,
 }
 
@@ -43,6 +31,7 @@ enum LogFormat {
 pub(crate) enum Level {
     Info,
     Warn,
+    Error,
 }
 
 /// Starts logging, once per process. Fails when the filter makes no sense.
@@ -51,14 +40,12 @@ pub(crate) fn start(args: &Args, default: Level) -> Result<(), Failure> {
         (Some(filter), _) => filter.as_str(),
         (None, Level::Info) => "info",
         (None, Level::Warn) => "warn",
+        (None, Level::Error) => "error",
     };
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
-        Failure::new(Exit::Usage, format!("--log `{filter}`: {error}")).next("--log info")
-    })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(stderr_takes_colour());
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| Failure::new(Exit::Usage, format!("--log `{filter}`: {error}")).next("--log info"))?;
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(stderr_takes_colour());
     match args.log_format {
         LogFormat::Pretty => builder.init(),
         LogFormat::Json => builder.json().init(),

@@ -5,6 +5,7 @@
 mod address;
 mod admin;
 mod clients;
+mod dev;
 mod duration;
 mod endpoints;
 mod exit;
@@ -53,14 +54,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "DURATION", help_heading = "Global options", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
     /// How data is written to stdout
-    #[arg(
-        short,
-        long,
-        global = true,
-        value_enum,
-        default_value = "table",
-        help_heading = "Global options"
-    )]
+    #[arg(short, long, global = true, value_enum, default_value = "table", help_heading = "Global options")]
     pub(crate) output: Format,
     #[command(flatten)]
     pub(crate) logs: logs::Args,
@@ -69,6 +63,7 @@ pub(crate) struct Global {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Dev(dev::Args),
     Status(status::Args),
     Services(services::Args),
     Endpoints(endpoints::Args),
@@ -95,15 +90,20 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
-    let Cli { global, command } = cli;
-    let level = if matches!(command, Command::Serve(_)) {
-        logs::Level::Info
-    } else {
-        logs::Level::Warn
+    let level = match &cli.command {
+        Command::Serve(_) => logs::Level::Info,
+        // What goes wrong there goes wrong on purpose, and is said in its own words.
+        Command::Dev(args) if args.is_whole() => logs::Level::Error,
+        _ => logs::Level::Warn,
     };
-    logs::start(&global.logs, level)?;
+    logs::start(&cli.global.logs, level)?;
+    dispatch(cli).await
+}
+
+async fn dispatch(Cli { global, command }: Cli) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args).await,
+        Command::Dev(args) => dev::run(&global, args).await,
         Command::Status(args) => status::run(&global, args).await,
         Command::Services(args) => services::run(&global, args).await,
         Command::Endpoints(args) => endpoints::run(&global, args).await,
@@ -122,35 +122,4 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory as _;
-
-    use super::*;
-
-    #[test]
-    fn the_command_tree_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn every_command_teaches_by_example() {
-        let mut tree = Cli::command();
-        tree.build();
-        for command in tree.get_subcommands().filter(|c| c.get_name() != "help") {
-            let help = command.clone().render_help().to_string();
-            assert!(
-                help.contains("Example"),
-                "`{}` shows no example",
-                command.get_name()
-            );
-        }
-    }
-
-    #[test]
-    fn an_address_list_reaches_several_replicas() {
-        let cli =
-            Cli::try_parse_from(["lookaside", "status", "-a", "http://a:7401,b:7401"]).unwrap();
-        assert_eq!(cli.global.addr, ["a:7401", "b:7401"]);
-        assert!(Cli::try_parse_from(["lookaside", "status", "-a", "nowhere"]).is_err());
-    }
-}
+mod tests;

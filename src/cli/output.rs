@@ -45,30 +45,16 @@ impl<'a, Item: Serialize> Envelope<'a, Item> {
 
 impl<'a, Item: Serialize, Extra: Serialize> Envelope<'a, Item, Extra> {
     /// An envelope with keys of its own beside the items, written now.
-    pub(crate) fn with(
-        kind: &'static str,
-        balancer: &'a str,
-        extra: Extra,
-        items: Vec<Item>,
-    ) -> Self {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO);
-        Self {
-            api_version: "lookaside.dev/v1",
-            kind,
-            generated_at: rfc3339(now),
-            balancer,
-            extra,
-            items,
-        }
+    pub(crate) fn with(kind: &'static str, balancer: &'a str, extra: Extra, items: Vec<Item>) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self { api_version: "lookaside.dev/v1", kind, generated_at: rfc3339(now), balancer, extra, items }
     }
 }
 
 /// Writes a value as one line of JSON.
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
-    let line = serde_json::to_string(value)
-        .map_err(|e| Failure::new(Exit::Failed, format!("cannot write JSON: {e}")))?;
+    let line =
+        serde_json::to_string(value).map_err(|e| Failure::new(Exit::Failed, format!("cannot write JSON: {e}")))?;
     text(&line)
 }
 
@@ -81,26 +67,14 @@ pub(crate) fn text(text: &str) -> Result<(), Failure> {
 }
 
 /// Columns without borders. Never wraps: a row is a line, whatever the terminal's width.
-pub(crate) fn table<const COLUMNS: usize>(
-    header: [&str; COLUMNS],
-    rows: Vec<[String; COLUMNS]>,
-) -> String {
+pub(crate) fn table<const COLUMNS: usize>(header: [&str; COLUMNS], rows: Vec<[String; COLUMNS]>) -> String {
     let mut table = Table::new();
     table
         .load_style(comfy_table::presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(header.map(ToOwned::to_owned).to_vec());
     for row in rows {
-        table.add_row(
-            row.map(|cell| {
-                if cell.is_empty() {
-                    "-".to_owned()
-                } else {
-                    clean(&cell)
-                }
-            })
-            .to_vec(),
-        );
+        table.add_row(row.map(|cell| if cell.is_empty() { "-".to_owned() } else { clean(&cell) }).to_vec());
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -110,9 +84,7 @@ pub(crate) fn table<const COLUMNS: usize>(
 
 /// Text that a peer sent, made harmless: one line, no control characters for the terminal to obey.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// A time since 1970 as RFC 3339 in UTC, to the millisecond.
@@ -122,16 +94,11 @@ pub(crate) fn rfc3339(since_epoch: Duration) -> String {
     let shifted = days + 719_468;
     let era = shifted / 146_097;
     let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02}T{}Z", clock_time(since_epoch))
 }
@@ -139,13 +106,7 @@ pub(crate) fn rfc3339(since_epoch: Duration) -> String {
 /// The time of day of a time since 1970, in UTC, to the millisecond.
 pub(crate) fn clock_time(since_epoch: Duration) -> String {
     let s = since_epoch.as_secs() % 86_400;
-    format!(
-        "{:02}:{:02}:{:02}.{:03}",
-        s / 3600,
-        s / 60 % 60,
-        s % 60,
-        since_epoch.subsec_millis()
-    )
+    format!("{:02}:{:02}:{:02}.{:03}", s / 3600, s / 60 % 60, s % 60, since_epoch.subsec_millis())
 }
 
 #[cfg(test)]
@@ -168,14 +129,8 @@ mod tests {
 
     #[test]
     fn a_table_has_a_line_per_row_and_no_borders() {
-        let rows = vec![
-            ["a".to_owned(), String::new()],
-            ["long\nname".to_owned(), "x".to_owned()],
-        ];
-        assert_eq!(
-            table(["NAME", "V"], rows),
-            "NAME       V\na          -\nlong name  x"
-        );
+        let rows = vec![["a".to_owned(), String::new()], ["long\nname".to_owned(), "x".to_owned()]];
+        assert_eq!(table(["NAME", "V"], rows), "NAME       V\na          -\nlong name  x");
     }
 
     #[test]
@@ -184,8 +139,7 @@ mod tests {
         struct Extra {
             complete: bool,
         }
-        let mut envelope =
-            Envelope::with("EndpointList", "lb-0", Extra { complete: true }, vec![1]);
+        let mut envelope = Envelope::with("EndpointList", "lb-0", Extra { complete: true }, vec![1]);
         envelope.generated_at = rfc3339(Duration::from_millis(1_763_632_800_123));
         assert_eq!(
             serde_json::to_string(&envelope).unwrap(),

@@ -2,8 +2,8 @@
 //! what clients get, not what another interface says they get.
 
 use lookaside_proto::v1::{
-    Ack, Hello, List, PickRequest, PickResponse, ServiceError, Subscribe,
-    balancer_client::BalancerClient, pick_request, pick_response,
+    Ack, Hello, List, PickRequest, PickResponse, ServiceError, Subscribe, balancer_client::BalancerClient,
+    pick_request, pick_response,
 };
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Ask as a client of this locality, region/zone/subzone [default: that of --client-id, if it is connected]
     #[arg(long)]
     locality: Option<String>,
-    /// Ask as this client
+    /// Ask as this client [default: lookaside-cli]
     #[arg(long, value_name = "ID")]
     client_id: Option<String>,
     /// Client listener to ask [default: what the admin listener names]
@@ -63,33 +63,19 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         Some(balancer) => (balancer.clone(), String::new(), None),
         None => {
             let admin = Admin::connect(global).await?;
-            (
-                admin.client_address(),
-                admin.status.balancer.clone(),
-                Some(admin),
-            )
+            admin.expect_service(&args.service)?;
+            (admin.client_address(), admin.status.balancer.clone(), Some(admin))
         }
     };
     let timeout = admin::question_timeout(global);
     let locality = match (&args.locality, &args.client_id, &admin) {
         (Some(locality), _, _) => locality.clone(),
-        (None, Some(client_id), Some(admin)) => {
-            locality_of(admin, &args.service, client_id).await?
-        }
+        (None, Some(client_id), Some(admin)) => locality_of(admin, &args.service, client_id).await?,
         (None, _, _) => String::new(),
     };
-    let client_id = args
-        .client_id
-        .clone()
-        .unwrap_or_else(|| "lookaside-cli".to_owned());
+    let client_id = args.client_id.clone().unwrap_or_else(|| "lookaside-cli".to_owned());
     let first = async {
-        let mut picks = Picks::open(
-            &balancer,
-            timeout,
-            hello(client_id, locality),
-            &args.service,
-        )
-        .await?;
+        let mut picks = Picks::open(&balancer, timeout, hello(client_id, locality), &args.service).await?;
         let list = picks.next(&args.service).await?;
         Ok::<_, Failure>((picks, list))
     };
@@ -120,85 +106,55 @@ async fn locality_of(admin: &Admin, service: &str, client_id: &str) -> Result<St
     match connected.into_iter().find(|c| c.client_id == client_id) {
         Some(client) => Ok(client.locality),
         None => {
-            eprintln!(
-                "note: no client \"{client_id}\" is connected: asking as one without a locality"
-            );
+            eprintln!("note: no client \"{client_id}\" is connected: asking as one without a locality");
             Ok(String::new())
         }
     }
 }
 
 impl Picks {
-    async fn open(
-        balancer: &str,
-        timeout: std::time::Duration,
-        hello: Hello,
-        service: &str,
-    ) -> Result<Self, Failure> {
+    async fn open(balancer: &str, timeout: std::time::Duration, hello: Hello, service: &str) -> Result<Self, Failure> {
         let channel = admin::connect(balancer, timeout).await?;
         let first = [
             pick_request::Kind::Hello(hello),
-            pick_request::Kind::Subscribe(Subscribe {
-                service: service.to_owned(),
-            }),
+            pick_request::Kind::Subscribe(Subscribe { service: service.to_owned() }),
         ];
         let first = tokio_stream::iter(first.map(|kind| PickRequest { kind: Some(kind) }));
         // Room for a few acknowledgements: the stream takes them from there as fast as it can write.
         let (requests, outbox) = mpsc::channel(4);
         let stream = first.chain(ReceiverStream::new(outbox));
         let responses = BalancerClient::new(channel).pick(stream).await;
-        let responses = responses
-            .map_err(|status| Failure::from_status(balancer, &status))?
-            .into_inner();
-        Ok(Self {
-            balancer: balancer.to_owned(),
-            requests,
-            responses,
-        })
+        let responses = responses.map_err(|status| Failure::from_status(balancer, &status))?.into_inner();
+        Ok(Self { balancer: balancer.to_owned(), requests, responses })
     }
 
     /// The next list, acknowledged. Everything else on the stream is either fatal or of no interest here.
     async fn next(&mut self, service: &str) -> Result<List, Failure> {
         loop {
-            let message = self
-                .responses
-                .message()
-                .await
-                .map_err(|status| Failure::from_status(&self.balancer, &status))?;
+            let message =
+                self.responses.message().await.map_err(|status| Failure::from_status(&self.balancer, &status))?;
             let Some(message) = message else {
                 return Err(Failure::unreachable(&self.balancer, "it ended the stream"));
             };
             match message.kind {
                 Some(pick_response::Kind::List(list)) if list.service == service => {
-                    let ack = Ack {
-                        service: list.service.clone(),
-                        version: list.version,
-                        refused: String::new(),
-                    };
+                    let ack = Ack { service: list.service.clone(), version: list.version, refused: String::new() };
                     // A stream that has just broken says so on the next read.
-                    let _ = self
-                        .requests
-                        .send(PickRequest {
-                            kind: Some(pick_request::Kind::Ack(ack)),
-                        })
-                        .await;
+                    let _ = self.requests.send(PickRequest { kind: Some(pick_request::Kind::Ack(ack)) }).await;
                     return Ok(list);
                 }
                 Some(pick_response::Kind::ServiceError(error)) if error.service == service => {
                     return Err(self.service_failed(&error));
                 }
                 Some(pick_response::Kind::Redirect(redirect))
-                    if redirect.services.is_empty()
-                        || redirect.services.iter().any(|s| s == service) =>
+                    if redirect.services.is_empty() || redirect.services.iter().any(|s| s == service) =>
                 {
                     let next = redirect.balancers.first().map_or_else(
                         || "the other replicas with --addr".to_owned(),
                         |other| format!("lookaside pick {service} --balancer {other}"),
                     );
-                    let text = format!(
-                        "the balancer at {} sends clients elsewhere: {}",
-                        self.balancer, redirect.reason
-                    );
+                    let text =
+                        format!("the balancer at {} sends clients elsewhere: {}", self.balancer, redirect.reason);
                     return Err(Failure::new(Exit::Unreachable, text).next(next));
                 }
                 Some(
@@ -215,15 +171,8 @@ impl Picks {
     }
 
     fn service_failed(&self, error: &ServiceError) -> Failure {
-        let reason = if error.reason.is_empty() {
-            String::new()
-        } else {
-            format!(" [{}]", error.reason)
-        };
-        let status = Status::new(
-            Code::from_i32(error.code),
-            format!("{}{reason}", error.message),
-        );
+        let reason = if error.reason.is_empty() { String::new() } else { format!(" [{}]", error.reason) };
+        let status = Status::new(Code::from_i32(error.code), format!("{}{reason}", error.message));
         Failure::from_status(&self.balancer, &status)
     }
 }
@@ -240,27 +189,15 @@ fn print(global: &Global, identity: &str, list: List) -> Result<(), Failure> {
                 mode: view::mode(list.mode),
                 note: list.note,
             };
-            let items = list
-                .endpoints
-                .into_iter()
-                .map(view::Endpoint::new)
-                .collect();
+            let items = list.endpoints.into_iter().map(view::Endpoint::new).collect();
             output::json(&Envelope::with("List", identity, keys, items))
         }
     }
 }
 
 fn table(list: &List) -> String {
-    let complete = if list.complete {
-        "complete"
-    } else {
-        "incomplete: the balancer is still settling"
-    };
-    let note = if list.note.is_empty() {
-        String::new()
-    } else {
-        format!("   {}", list.note)
-    };
+    let complete = if list.complete { "complete" } else { "incomplete: the balancer is still settling" };
+    let note = if list.note.is_empty() { String::new() } else { format!("   {}", list.note) };
     let headline = format!(
         "{} @ list {}   digest {:016x}   mode {}   {complete}{note}",
         list.service,
@@ -268,11 +205,7 @@ fn table(list: &List) -> String {
         list.digest,
         view::mode(list.mode),
     );
-    format!(
-        "{}\n{}",
-        output::clean(&headline),
-        view::order(&list.endpoints)
-    )
+    format!("{}\n{}", output::clean(&headline), view::order(&list.endpoints))
 }
 
 #[cfg(test)]
@@ -284,19 +217,12 @@ mod tests {
     fn list() -> List {
         List {
             service: "greeter".to_owned(),
-            version: Some(Version {
-                epoch: 0xe700_0000_0000_0000,
-                sequence: 88,
-            }),
+            version: Some(Version { epoch: 0xe700_0000_0000_0000, sequence: 88 }),
             digest: 0xabc,
             complete: true,
             mode: ListMode::Normal.into(),
             note: "1 excluded".to_owned(),
-            endpoints: vec![Endpoint {
-                address: "10.0.1.11:50051".to_owned(),
-                weight: 100,
-                ..Endpoint::default()
-            }],
+            endpoints: vec![Endpoint { address: "10.0.1.11:50051".to_owned(), weight: 100, ..Endpoint::default() }],
             ..List::default()
         }
     }

@@ -52,19 +52,10 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     let running = lookaside_balancer::run(configuration(args)?, shutdown.clone()).await;
     let running = running.map_err(|error| {
-        Failure::new(Exit::Failed, chain(&error))
-            .next("lookaside serve --listen-client 127.0.0.1:0, or another port")
+        Failure::new(Exit::Failed, chain(&error)).next("lookaside serve --listen-client 127.0.0.1:0, or another port")
     })?;
-    let Addresses {
-        client,
-        admin,
-        metrics,
-    } = running.addresses;
-    output::json(&Ready {
-        client,
-        admin,
-        metrics,
-    })?;
+    let Addresses { client, admin, metrics } = running.addresses;
+    output::json(&Ready { client, admin, metrics })?;
     let mut finished = std::pin::pin!(running.finished());
     let ended = tokio::select! {
         ended = &mut finished => ended,
@@ -89,13 +80,7 @@ fn configuration(args: Args) -> Result<Config, Failure> {
             for line in error.to_string().lines() {
                 eprintln!("{}", output::clean(line));
             }
-            Failure::new(
-                Exit::Config,
-                format!(
-                    "{}: invalid configuration, nothing was started",
-                    path.display()
-                ),
-            )
+            Failure::new(Exit::Config, format!("{}: invalid configuration, nothing was started", path.display()))
         })?,
     };
     config.listen.client = args.listen_client.unwrap_or(config.listen.client);
@@ -134,9 +119,6 @@ mod tests {
             listen_metrics: None,
             data_dir: None,
         };
-        assert_eq!(
-            configuration(args).err().map(|failure| failure.exit),
-            Some(Exit::Config)
-        );
+        assert_eq!(configuration(args).err().map(|failure| failure.exit), Some(Exit::Config));
     }
 }

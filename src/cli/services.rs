@@ -63,9 +63,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     if let Some(service) = &args.service {
         admin.expect_service(service)?;
     }
-    let request = ListServicesRequest {
-        service: args.service.unwrap_or_default(),
-    };
+    let request = ListServicesRequest { service: args.service.unwrap_or_default() };
     let mut client = admin.client.clone();
     let services = admin.answer(client.list_services(request)).await?.services;
     let balancer = std::mem::take(&mut admin.status.balancer);
@@ -96,18 +94,8 @@ fn table(services: &[ServiceSummary]) -> String {
             ]
         })
         .collect();
-    let header = [
-        "SERVICE",
-        "STATUS",
-        "MODE",
-        "POLICY",
-        "ELIGIBLE",
-        "CLIENTS",
-        "CALLS/S",
-        "VERSION",
-        "LAST CHANGE",
-        "NOTE",
-    ];
+    let header =
+        ["SERVICE", "STATUS", "MODE", "POLICY", "ELIGIBLE", "CLIENTS", "CALLS/S", "VERSION", "LAST CHANGE", "NOTE"];
     output::table(header, rows)
 }
 
@@ -128,10 +116,7 @@ mod tests {
             endpoints: 8,
             clients: 88,
             calls_per_second: 3100.0,
-            version: Some(Version {
-                epoch: 0xe700_0000_0000_0000,
-                sequence: 4181,
-            }),
+            version: Some(Version { epoch: 0xe700_0000_0000_0000, sequence: 4181 }),
             settling: false,
             last_change_ms_ago: 9_000,
         }

@@ -13,10 +13,7 @@ pub(crate) struct Stop {
 impl Stop {
     /// Begins to catch them. Fails when the system refuses.
     pub(crate) fn catch() -> Result<Self, Failure> {
-        Ok(Self {
-            terminate: catch(SignalKind::terminate())?,
-            interrupt: catch(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
     }
 
     /// Resolves at the next one; those that came while nobody waited count as one.
@@ -30,6 +27,5 @@ impl Stop {
 
 /// Begins to catch one kind of signal. Fails when the system refuses.
 pub(crate) fn catch(kind: SignalKind) -> Result<Signal, Failure> {
-    signal(kind)
-        .map_err(|error| Failure::new(Exit::Failed, format!("cannot catch signals: {error}")))
+    signal(kind).map_err(|error| Failure::new(Exit::Failed, format!("cannot catch signals: {error}")))
 }

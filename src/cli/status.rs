@@ -9,7 +9,6 @@ use crate::duration::age;
 use crate::exit::Failure;
 use crate::output::{self, Envelope, Format};
 use crate::services::Service;
-use crate::view;
 
 /// Show how the balancer, its sources and its services are
 #[derive(clap::Args)]
@@ -79,39 +78,24 @@ fn split(status: v1::Status) -> (Overview, Vec<Service>) {
         report_streams: status.report_streams,
         sources,
     };
-    (
-        overview,
-        status.services.into_iter().map(Service::new).collect(),
-    )
+    (overview, status.services.into_iter().map(Service::new).collect())
 }
 
 fn screen(status: &v1::Status) -> String {
     let mut lines = vec![headline(status), totals(status)];
     for source in &status.sources {
         let mark = if source.stale { "! " } else { "  " };
-        let detail = if source.detail.is_empty() {
-            String::new()
-        } else {
-            format!(": {}", source.detail)
-        };
+        let detail = if source.detail.is_empty() { String::new() } else { format!(": {}", source.detail) };
         lines.push(format!(
             "{mark}source {}   {} endpoints   last answer {} ago{}{}",
             source.name,
             source.endpoints,
             age(source.last_answer_ms_ago),
-            if source.stale {
-                "   STALE, its last answer still holds"
-            } else {
-                ""
-            },
+            if source.stale { "   STALE, its last answer still holds" } else { "" },
             detail,
         ));
     }
-    let troubled: Vec<&ServiceSummary> = status
-        .services
-        .iter()
-        .filter(|s| s.status != "OK")
-        .collect();
+    let troubled: Vec<&ServiceSummary> = status.services.iter().filter(|s| s.status != "OK").collect();
     if !troubled.is_empty() {
         let rows = troubled
             .iter()
@@ -126,18 +110,10 @@ fn screen(status: &v1::Status) -> String {
                 ]
             })
             .collect();
-        lines.push(output::table(
-            ["", "SERVICE", "STATUS", "ELIGIBLE", "NOTE", "NEXT"],
-            rows,
-        ));
+        lines.push(output::table(["", "SERVICE", "STATUS", "ELIGIBLE", "NOTE", "NEXT"], rows));
     }
     // Every line may carry words of a peer.
-    lines
-        .iter()
-        .flat_map(|line| line.lines())
-        .map(output::clean)
-        .collect::<Vec<_>>()
-        .join("\n")
+    lines.iter().flat_map(|line| line.lines()).map(output::clean).collect::<Vec<_>>().join("\n")
 }
 
 fn headline(status: &v1::Status) -> String {
@@ -161,11 +137,7 @@ fn totals(status: &v1::Status) -> String {
     }
     let services = match kinds.as_slice() {
         [] => "none yet".to_owned(),
-        kinds => kinds
-            .iter()
-            .map(|(kind, count)| format!("{count} {kind}"))
-            .collect::<Vec<_>>()
-            .join("  "),
+        kinds => kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect::<Vec<_>>().join("  "),
     };
     let eligible: u32 = status.services.iter().map(|s| s.eligible).sum();
     let known: u32 = status.services.iter().map(|s| s.endpoints).sum();
@@ -176,8 +148,10 @@ fn totals(status: &v1::Status) -> String {
 }
 
 fn next(service: &ServiceSummary) -> String {
-    match view::mode(service.mode) {
-        "NORMAL" => format!("lookaside endpoints {} --excluded", service.name),
+    match service.status.as_str() {
+        // It passes by itself.
+        "SETTLING" => String::new(),
+        "DEGRADED" => format!("lookaside endpoints {} --excluded", service.name),
         _ => format!("lookaside explain {}", service.name),
     }
 }
@@ -190,16 +164,15 @@ mod tests {
 
     #[test]
     fn one_screen_says_what_is_wrong_and_what_to_do() {
-        let service =
-            |name: &str, status: &str, mode: ListMode, eligible, note: &str| ServiceSummary {
-                name: name.to_owned(),
-                status: status.to_owned(),
-                mode: mode.into(),
-                eligible,
-                endpoints: 8,
-                note: note.to_owned(),
-                ..ServiceSummary::default()
-            };
+        let service = |name: &str, status: &str, mode: ListMode, eligible, note: &str| ServiceSummary {
+            name: name.to_owned(),
+            status: status.to_owned(),
+            mode: mode.into(),
+            eligible,
+            endpoints: 8,
+            note: note.to_owned(),
+            ..ServiceSummary::default()
+        };
         let status = v1::Status {
             balancer: "lb-0".to_owned(),
             version: "0.1.0".to_owned(),

@@ -21,10 +21,6 @@ pub(crate) fn run(global: &Global, Args {}: Args) -> Result<(), Failure> {
     let version = env!("CARGO_PKG_VERSION");
     match global.output {
         Format::Table => output::text(&format!("lookaside {version}")),
-        Format::Json => output::json(&output::Envelope::new(
-            "Version",
-            "",
-            vec![Version { version }],
-        )),
+        Format::Json => output::json(&output::Envelope::new("Version", "", vec![Version { version }])),
     }
 }

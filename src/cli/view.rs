@@ -1,9 +1,7 @@
 //! The contract's messages as commands show them: the same words as in the messages, camelCase keys as protobuf's own
 //! JSON has them, 64-bit numbers that are names (epoch, digest, incarnation) as hexadecimal text.
 
-use lookaside_proto::v1::{
-    self, EndpointState, ListMode, OverrideAction, ReasonCode, explanation::Verdict,
-};
+use lookaside_proto::v1::{self, EndpointState, ListMode, OverrideAction, ReasonCode, explanation::Verdict};
 use serde::Serialize;
 
 use crate::duration::age;
@@ -18,18 +16,13 @@ pub(crate) struct Version {
 impl Version {
     /// Absent stays absent: a client that was sent nothing has no version.
     pub(crate) fn new(wire: Option<v1::Version>) -> Option<Self> {
-        wire.map(|v| Self {
-            epoch: format!("{:016x}", v.epoch),
-            sequence: v.sequence,
-        })
+        wire.map(|v| Self { epoch: format!("{:016x}", v.epoch), sequence: v.sequence })
     }
 }
 
 /// A version for a table: the epoch shortened to what tells two apart at a glance.
 pub(crate) fn version(wire: Option<v1::Version>) -> String {
-    wire.map_or_else(String::new, |v| {
-        format!("{:04x}:{}", v.epoch >> 48, v.sequence)
-    })
+    wire.map_or_else(String::new, |v| format!("{:04x}:{}", v.epoch >> 48, v.sequence))
 }
 
 /// A reason with all that is known of it.
@@ -50,11 +43,7 @@ pub(crate) fn reason_codes(reasons: &[v1::Reason]) -> Vec<&'static str> {
 pub(crate) fn reason_details(reasons: &[v1::Reason]) -> Vec<ReasonDetail> {
     reasons
         .iter()
-        .map(|r| ReasonDetail {
-            code: reason_code(r.code),
-            detail: r.detail.clone(),
-            since_ms_ago: r.since_ms_ago,
-        })
+        .map(|r| ReasonDetail { code: reason_code(r.code), detail: r.detail.clone(), since_ms_ago: r.since_ms_ago })
         .collect()
 }
 
@@ -124,10 +113,7 @@ pub(crate) fn order(endpoints: &[v1::Endpoint]) -> String {
             ]
         })
         .collect();
-    crate::output::table(
-        ["#", "ENDPOINT", "LOCALITY", "PRIORITY", "WEIGHT", "REASONS"],
-        rows,
-    )
+    crate::output::table(["#", "ENDPOINT", "LOCALITY", "PRIORITY", "WEIGHT", "REASONS"], rows)
 }
 
 /// A share for a table.
@@ -163,8 +149,7 @@ pub(crate) fn verdict(wire: i32) -> &'static str {
 
 /// The word for what an operator ordered.
 pub(crate) fn action(wire: i32) -> &'static str {
-    OverrideAction::try_from(wire)
-        .map_or(UNRECOGNIZED, |a| bare(a.as_str_name(), "OVERRIDE_ACTION_"))
+    OverrideAction::try_from(wire).map_or(UNRECOGNIZED, |a| bare(a.as_str_name(), "OVERRIDE_ACTION_"))
 }
 
 fn reason_code(wire: i32) -> &'static str {
@@ -186,10 +171,7 @@ mod tests {
         assert_eq!(state(EndpointState::Eligible.into()), "ELIGIBLE");
         assert_eq!(verdict(Verdict::NotEvaluated.into()), "NOT_EVALUATED");
         assert_eq!(action(OverrideAction::Undrain.into()), "UNDRAIN");
-        assert_eq!(
-            reason_code(ReasonCode::HealthUnreachable.into()),
-            "HEALTH_UNREACHABLE"
-        );
+        assert_eq!(reason_code(ReasonCode::HealthUnreachable.into()), "HEALTH_UNREACHABLE");
         assert_eq!(reason_code(9_999), "UNRECOGNIZED");
     }
 
@@ -227,11 +209,8 @@ mod tests {
             ..v1::Endpoint::default()
         };
         let mut drained = endpoint("10.0.1.12:50051", 0);
-        drained.reasons = vec![v1::Reason {
-            code: ReasonCode::AdminDrain.into(),
-            detail: "by alice".to_owned(),
-            since_ms_ago: 3000,
-        }];
+        drained.reasons =
+            vec![v1::Reason { code: ReasonCode::AdminDrain.into(), detail: "by alice".to_owned(), since_ms_ago: 3000 }];
         assert_eq!(
             order(&[endpoint("10.0.1.11:50051", 100), drained]),
             "#  ENDPOINT         LOCALITY  PRIORITY  WEIGHT  REASONS\n\
@@ -242,18 +221,9 @@ mod tests {
 
     #[test]
     fn a_version_names_epoch_and_sequence() {
-        let wire = v1::Version {
-            epoch: 0x8f3a_0000_0000_0001,
-            sequence: 41,
-        };
+        let wire = v1::Version { epoch: 0x8f3a_0000_0000_0001, sequence: 41 };
         assert_eq!(version(Some(wire)), "8f3a:41");
         assert_eq!(version(None), "");
-        assert_eq!(
-            Version::new(Some(wire)),
-            Some(Version {
-                epoch: "8f3a000000000001".to_owned(),
-                sequence: 41
-            })
-        );
+        assert_eq!(Version::new(Some(wire)), Some(Version { epoch: "8f3a000000000001".to_owned(), sequence: 41 }));
     }
 }

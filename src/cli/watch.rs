@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lookaside_proto::v1::{Decision, ReasonCode, WatchDecisionsRequest};
+use lookaside_proto::v1::{Decision, Reason, ReasonCode, WatchDecisionsRequest};
 use serde::Serialize;
 
 use crate::admin::Admin;
@@ -69,14 +69,10 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         follow: args.follow,
         reason: args.reason.unwrap_or_default().into(),
     };
-    let mut decisions = admin
-        .answer(admin.client.clone().watch_decisions(request))
-        .await?;
+    let mut decisions = admin.answer(admin.client.clone().watch_decisions(request)).await?;
     let mut past = Vec::new();
-    while let Some(decision) = decisions
-        .message()
-        .await
-        .map_err(|status| Failure::from_status(&admin.address, &status))?
+    while let Some(decision) =
+        decisions.message().await.map_err(|status| Failure::from_status(&admin.address, &status))?
     {
         match (global.output, args.follow) {
             (Format::Table, _) => output::text(&line(&decision))?,
@@ -85,41 +81,38 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         }
     }
     match (global.output, args.follow) {
-        (_, true) => Err(Failure::new(
-            Exit::Unreachable,
-            format!("the balancer at {} ended the stream", admin.address),
-        )
-        .next("lookaside status")),
+        (_, true) => {
+            Err(Failure::new(Exit::Unreachable, format!("the balancer at {} ended the stream", admin.address))
+                .next("lookaside status"))
+        }
         (Format::Json, false) => print_json(&admin, past),
         (Format::Table, false) => Ok(()),
     }
 }
 
 fn print_json(admin: &Admin, items: Vec<DecisionView>) -> Result<(), Failure> {
-    output::json(&Envelope::new(
-        "DecisionList",
-        &admin.status.balancer,
-        items,
-    ))
+    output::json(&Envelope::new("DecisionList", &admin.status.balancer, items))
 }
 
 /// One line per decision, in columns as far as the usual lengths go: rows come one by one, so no table can be laid out.
 fn line(decision: &Decision) -> String {
-    let address = if decision.address.is_empty() {
-        "-"
-    } else {
-        &decision.address
-    };
+    let address = if decision.address.is_empty() { "-" } else { &decision.address };
     let line = format!(
         "{} {} {address:<21} {:<8} {:<24} {}  {}",
         output::clock_time(Duration::from_millis(decision.at_unix_ms)),
         decision.service,
         decision.kind,
         decision.change,
-        view::reasons(&decision.reasons),
+        reasons(decision),
         view::version(decision.version),
     );
     output::clean(line.trim_end())
+}
+
+/// Reasons without their ages: those count from now, and the line has the time of the decision.
+fn reasons(decision: &Decision) -> String {
+    let ageless = |reason: &Reason| Reason { since_ms_ago: 0, ..reason.clone() };
+    view::reasons(&decision.reasons.iter().map(ageless).collect::<Vec<_>>())
 }
 
 /// A reason by its name in the contract.
@@ -127,20 +120,15 @@ fn reason_code(text: &str) -> Result<ReasonCode, String> {
     match ReasonCode::from_str_name(&text.to_ascii_uppercase()) {
         Some(code) if code != ReasonCode::Unspecified => Ok(code),
         _ => {
-            let all = (1..)
-                .map_while(|n| ReasonCode::try_from(n).ok())
-                .map(|c| c.as_str_name());
-            Err(format!(
-                "no such reason; one of {}",
-                all.collect::<Vec<_>>().join(", ")
-            ))
+            let all = (1..).map_while(|n| ReasonCode::try_from(n).ok()).map(|c| c.as_str_name());
+            Err(format!("no such reason; one of {}", all.collect::<Vec<_>>().join(", ")))
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use lookaside_proto::v1::{Reason, Version};
+    use lookaside_proto::v1::Version;
 
     use super::*;
 
@@ -155,12 +143,9 @@ mod tests {
             reasons: vec![Reason {
                 code: ReasonCode::HealthUnreachable.into(),
                 detail: "Connection refused".to_owned(),
-                since_ms_ago: 0,
+                since_ms_ago: 90_000,
             }],
-            version: Some(Version {
-                epoch: 0xe700_0000_0000_0000,
-                sequence: 4179,
-            }),
+            version: Some(Version { epoch: 0xe700_0000_0000_0000, sequence: 4179 }),
         };
         assert_eq!(
             line(&decision),

@@ -64,7 +64,7 @@ pub fn between(before: Option<&ServiceSnapshot>, after: &ServiceSnapshot) -> Vec
     if let Some(before) = before
         && before.mode != after.mode
     {
-        let change = format!("{:?} -> {:?}: {}", before.mode, after.mode, after.note);
+        let change = format!("{} -> {}: {}", before.mode.name(), after.mode.name(), after.note);
         decisions.push(decision(None, Kind::Mode, change, &[]));
     }
     for endpoint in &after.endpoints {

@@ -130,6 +130,18 @@ pub enum Mode {
     Empty,
 }
 
+impl Mode {
+    /// The word, as in the wire contract.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "NORMAL",
+            Self::Panic => "PANIC",
+            Self::LastGood => "LAST_GOOD",
+            Self::Empty => "EMPTY",
+        }
+    }
+}
+
 /// One endpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EndpointSnapshot {

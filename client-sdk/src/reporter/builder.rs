@@ -22,12 +22,6 @@ pub enum Error {
     /// No name, so no client could ask for it.
     #[error("a reporter needs the name of the service it serves")]
     NoService,
-    /// Nobody to report to.
-    #[error("reporter of \"{service}\" needs at least one balancer, such as 127.0.0.1:7400")]
-    NoBalancer {
-        /// The service.
-        service: String,
-    },
     /// Too many to report to.
     #[error("reporter of \"{service}\" was given {count} balancers, the most is {BALANCERS_MAX}")]
     TooManyBalancers {
@@ -72,7 +66,8 @@ impl Builder {
         Self { balancers: Vec::new(), measure_cpu: true, registration }
     }
 
-    /// The balancers to report to, `host:port` each; every one of them gets every report.
+    /// The balancers to report to, `host:port` each; every one of them gets every report. Without any, health, ORCA and
+    /// Probe are served all the same, for whoever asks.
     #[must_use]
     pub fn balancers<A: AsRef<str>>(mut self, balancers: impl IntoIterator<Item = A>) -> Self {
         self.balancers.extend(balancers.into_iter().map(|balancer| balancer.as_ref().to_owned()));
@@ -137,9 +132,6 @@ impl Builder {
         if service.is_empty() {
             return Err(Error::NoService);
         }
-        if self.balancers.is_empty() {
-            return Err(Error::NoBalancer { service });
-        }
         if self.balancers.len() > BALANCERS_MAX {
             return Err(Error::TooManyBalancers { service, count: self.balancers.len() });
         }
@@ -171,7 +163,7 @@ mod tests {
         assert!(right.clone().start().await.is_ok());
         assert!(matches!(right.clone().weight(0).start().await, Err(Error::Weight { weight: 0 })));
         assert!(matches!(right.clone().advertise("here").start().await, Err(Error::Address(_))));
-        assert!(matches!(Reporter::builder("s").start().await, Err(Error::NoBalancer { .. })));
+        assert!(matches!(Reporter::builder("s").start().await, Err(Error::NoAddress { .. })));
         assert!(matches!(Reporter::builder("").start().await, Err(Error::NoService)));
     }
 }

@@ -49,6 +49,9 @@ impl Sums {
     }
 }
 
+/// Beyond this a share is no share but a mistake; balancers refuse reports that claim more.
+const SHARE_MAX: f64 = 100.0;
+
 /// Shared by the layer, the reports and the ORCA services.
 #[derive(Debug)]
 pub(crate) struct Counters {
@@ -120,7 +123,7 @@ impl Counters {
     }
 
     pub(crate) fn set_application_utilization(&self, share: f64) {
-        self.application_utilization.store(share.to_bits(), Ordering::Relaxed);
+        self.application_utilization.store(share.min(SHARE_MAX).to_bits(), Ordering::Relaxed);
     }
 
     pub(crate) fn cpu_utilization(&self) -> f64 {
@@ -133,7 +136,7 @@ impl Counters {
 
     pub(crate) fn set_cpu(&self, used_us: u64, utilization: f64) {
         self.cpu_us.store(used_us, Ordering::Relaxed);
-        self.cpu_utilization.store(utilization.to_bits(), Ordering::Relaxed);
+        self.cpu_utilization.store(utilization.min(SHARE_MAX).to_bits(), Ordering::Relaxed);
     }
 
     /// A call arrived. It counts until the returned guard is ended or dropped.

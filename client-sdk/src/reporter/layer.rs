@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use super::counters::{Counters, InFlight};
+use super::orca::{self, Named};
+use crate::outcome::{Class, class_of_headers};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use super::counters::{Counters, InFlight};
-use super::orca::{self, Named};
-use crate::outcome::{Class, class_of_headers};
 
 /// Calls to these say how the backend is; they are not the load it has.
 const OWN_SERVICES: [&str; 4] =

@@ -11,6 +11,7 @@ use tonic::Streaming;
 use tonic::transport::Endpoint;
 
 use super::shared::{Phase, Shared};
+use crate::backoff::Backoff;
 use crate::error::flatten;
 
 /// Time between reports until a balancer names another.
@@ -47,10 +48,18 @@ pub(crate) async fn keep_reporting(shared: Arc<Shared>, index: usize, balancer: 
             return;
         }
     };
-    let mut link = Session { shared: &shared, index, balancer: &balancer, sequence: 0, told_of_drain: false, refused: String::new() };
+    let mut link = Session {
+        shared: &shared,
+        index,
+        balancer: &balancer,
+        sequence: 0,
+        told_of_drain: false,
+        refused: String::new(),
+    };
     let mut phase = shared.phase.subscribe();
-    let mut attempt = 0;
-    let mut was_away = false;
+    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX, rand::random());
+    // Said once per change: a balancer may be away for days.
+    let mut said = String::new();
     loop {
         let end = link.run(&endpoint, &mut phase).await;
         let reached = shared.links.borrow().get(index).is_some_and(|link| link.connected);
@@ -59,13 +68,15 @@ pub(crate) async fn keep_reporting(shared: Arc<Shared>, index: usize, balancer: 
             End::Left => return,
             End::Broken { why } => why,
         };
-        attempt = if reached { 0 } else { attempt + 1 };
-        if reached || !was_away {
-            tracing::warn!(balancer, service = shared.registration.service, "not reporting: {why}; trying again");
+        if reached {
+            backoff.reset();
         }
-        was_away = true;
+        if reached || why != said {
+            tracing::warn!(balancer, service = shared.registration.service, "not reporting: {why}; trying again");
+            said = why;
+        }
         tokio::select! {
-            () = sleep(backoff(attempt)) => {}
+            () = sleep(backoff.next()) => {}
             // A drain is not kept waiting by a back-off.
             _ = phase.changed() => {
                 if *phase.borrow() == Phase::Left {
@@ -181,8 +192,12 @@ impl Session<'_> {
         if response.refused_reason != self.refused {
             self.refused.clone_from(&response.refused_reason);
             if !self.refused.is_empty() {
-                tracing::warn!(balancer = self.balancer, reason = self.refused,
-                    "the balancer refuses reports: {}", response.refused_message);
+                tracing::warn!(
+                    balancer = self.balancer,
+                    reason = self.refused,
+                    "the balancer refuses reports: {}",
+                    response.refused_message
+                );
             }
         }
         if self.shared.learn(response.overrides) {
@@ -204,23 +219,9 @@ fn jittered(period: Duration) -> Duration {
     period.mul_f64(rand::random_range(0.9..1.1))
 }
 
-// Full jitter: anything up to a bound that doubles.
-fn backoff(attempt: u32) -> Duration {
-    let bound = BACKOFF_FIRST.saturating_mul(1 << attempt.min(10)).min(BACKOFF_MAX);
-    bound.mul_f64(rand::random_range(0.0..1.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn back_off_grows_and_stays_within_its_bound() {
-        for attempt in 0..100 {
-            assert!(backoff(attempt) <= BACKOFF_MAX);
-        }
-        assert!(backoff(0) <= BACKOFF_FIRST);
-    }
 
     #[test]
     fn the_period_varies_by_a_tenth() {

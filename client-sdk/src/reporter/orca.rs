@@ -44,10 +44,17 @@ const INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// Longer ones are lowered to this: load an hour old is no load.
 const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 
-/// Shares that the application names, kept as pairs and as they stand on the wire.
+/// Shares that the application names.
 #[derive(Debug, Default)]
 pub(crate) struct Named {
-    shares: Mutex<(Vec<(String, f64)>, Arc<[u8]>)>,
+    shares: Mutex<Shares>,
+}
+
+#[derive(Debug, Default)]
+struct Shares {
+    pairs: Vec<(String, f64)>,
+    // As they stand on the wire: they are written on every response and change seldom.
+    encoded: Arc<[u8]>,
 }
 
 impl Named {
@@ -57,7 +64,7 @@ impl Named {
             return false;
         }
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        let (pairs, encoded) = &mut *shares;
+        let Shares { pairs, encoded } = &mut *shares;
         match pairs.iter().position(|(known, _)| known == name) {
             Some(index) => pairs[index].1 = share,
             None if pairs.len() >= UTILIZATION_NAMES_MAX => return false,
@@ -73,11 +80,11 @@ impl Named {
     }
 
     pub(crate) fn pairs(&self) -> Vec<(String, f64)> {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).pairs.clone()
     }
 
     fn encoded(&self) -> Arc<[u8]> {
-        Arc::clone(&self.shares.lock().unwrap_or_else(PoisonError::into_inner).1)
+        Arc::clone(&self.shares.lock().unwrap_or_else(PoisonError::into_inner).encoded)
     }
 }
 
@@ -162,7 +169,8 @@ impl OpenRcaService for OrcaService {
             let nanos = u32::try_from(interval.nanos).ok()?;
             Some(Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanos.into())))
         });
-        let interval = wish.filter(|wish| !wish.is_zero()).unwrap_or(INTERVAL_DEFAULT).clamp(INTERVAL_MIN, INTERVAL_MAX);
+        let interval =
+            wish.filter(|wish| !wish.is_zero()).unwrap_or(INTERVAL_DEFAULT).clamp(INTERVAL_MIN, INTERVAL_MAX);
         let timer = tokio::time::interval(interval);
         let reports = stream::unfold((timer, self.clone()), |(mut timer, service)| async move {
             timer.tick().await;

@@ -1,10 +1,10 @@
 //! The overrides a backend was told of, kept to be repeated to every balancer: a balancer that forgot learns them again.
 //! What they mean is the balancer's business.
 
-use lookaside_proto::v1::{Override, r#override::Scope};
+use lookaside_proto::v1::{Override, Registration, r#override::Scope};
 
 /// Beyond this many the oldest words are forgotten: a report carries all of them.
-const OVERRIDES_MAX: usize = 256;
+const OVERRIDES_MAX: usize = 64;
 
 /// The newest word for each scope.
 #[derive(Debug, Default)]
@@ -14,11 +14,13 @@ pub(crate) struct Overrides {
 
 impl Overrides {
     /// Takes what a balancer told; true when something was new.
-    pub(crate) fn merge(&mut self, told: Vec<Override>, service: &str, now_unix_ms: u64) -> bool {
+    /// Words about others are none of a backend's business, and unsigned ones cannot be ordered: a balancer would
+    /// refuse the report that repeats them.
+    pub(crate) fn merge(&mut self, told: Vec<Override>, own: &Registration, now_unix_ms: u64) -> bool {
         let mut changed = false;
         for word in told {
-            let concerns_us = word.service.is_empty() || word.service == service;
-            if concerns_us && word.scope.is_some() && !is_over(&word, now_unix_ms) {
+            let is_signed = word.set_at_unix_ms > 0 && !word.replica.is_empty();
+            if is_signed && concerns(&word, own) && !is_over(&word, now_unix_ms) {
                 changed |= self.take(word);
             }
         }
@@ -50,6 +52,18 @@ impl Overrides {
     }
 }
 
+fn concerns(word: &Override, own: &Registration) -> bool {
+    let is_about_it = match &word.scope {
+        Some(Scope::Address(address)) => *address == own.address,
+        Some(Scope::Locality(locality)) => {
+            own.locality.strip_prefix(locality.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
+        Some(Scope::WholeService(_)) => true,
+        None => false,
+    };
+    word.service == own.service && is_about_it
+}
+
 fn is_over(word: &Override, now_unix_ms: u64) -> bool {
     word.expires_at_unix_ms != 0 && word.expires_at_unix_ms <= now_unix_ms
 }
@@ -72,12 +86,22 @@ mod tests {
     use super::*;
     use lookaside_proto::v1::OverrideAction;
 
+    fn own() -> Registration {
+        Registration {
+            service: "s".to_owned(),
+            address: "a:1".to_owned(),
+            locality: "eu/a/x".to_owned(),
+            ..Registration::default()
+        }
+    }
+
     fn word(action: OverrideAction, set_at_unix_ms: u64) -> Override {
         Override {
             service: "s".to_owned(),
             scope: Some(Scope::Address("a:1".to_owned())),
             action: action.into(),
             set_at_unix_ms,
+            replica: "lb-0".to_owned(),
             ..Override::default()
         }
     }
@@ -85,38 +109,56 @@ mod tests {
     #[test]
     fn the_newest_word_wins_in_whichever_order_they_come() {
         let mut overrides = Overrides::default();
-        assert!(overrides.merge(vec![word(OverrideAction::Undrain, 20)], "s", 0));
-        assert!(!overrides.merge(vec![word(OverrideAction::Drain, 10)], "s", 0));
+        assert!(overrides.merge(vec![word(OverrideAction::Undrain, 20)], &own(), 0));
+        assert!(!overrides.merge(vec![word(OverrideAction::Drain, 10)], &own(), 0));
         assert_eq!(overrides.current(0), vec![word(OverrideAction::Undrain, 20)]);
     }
 
     #[test]
     fn a_weight_and_a_drain_stand_beside_each_other() {
         let mut overrides = Overrides::default();
-        overrides.merge(vec![word(OverrideAction::Weight, 10), word(OverrideAction::Drain, 20)], "s", 0);
+        overrides.merge(vec![word(OverrideAction::Weight, 10), word(OverrideAction::Drain, 20)], &own(), 0);
         assert_eq!(overrides.current(0).len(), 2);
     }
 
     #[test]
-    fn a_word_that_is_over_or_about_another_service_is_not_repeated() {
+    fn a_word_that_is_over_is_not_repeated() {
         let mut overrides = Overrides::default();
         let ending = Override { expires_at_unix_ms: 100, ..word(OverrideAction::Drain, 10) };
-        overrides.merge(vec![ending], "s", 50);
+        overrides.merge(vec![ending], &own(), 50);
         assert_eq!(overrides.current(99).len(), 1);
         assert_eq!(overrides.current(100).len(), 0);
-        assert!(!overrides.merge(vec![word(OverrideAction::Drain, 10)], "other", 0));
+    }
+
+    #[test]
+    fn a_word_about_others_or_unsigned_is_not_repeated() {
+        let drain = || word(OverrideAction::Drain, 10);
+        for foreign in [
+            Override { service: "other".to_owned(), ..drain() },
+            Override { scope: Some(Scope::Address("b:1".to_owned())), ..drain() },
+            Override { scope: Some(Scope::Locality("eu/ab".to_owned())), ..drain() },
+            Override { scope: None, ..drain() },
+            Override { replica: String::new(), ..drain() },
+            Override { set_at_unix_ms: 0, ..drain() },
+        ] {
+            assert!(!Overrides::default().merge(vec![foreign.clone()], &own(), 0), "{foreign:?}");
+        }
+        for scope in [Scope::Locality("eu/a".to_owned()), Scope::Locality("eu".to_owned()), Scope::WholeService(true)] {
+            assert!(Overrides::default().merge(vec![Override { scope: Some(scope), ..drain() }], &own(), 0));
+        }
     }
 
     #[test]
     fn beyond_the_limit_the_oldest_word_goes() {
+        let own = Registration { locality: vec!["z"; OVERRIDES_MAX + 1].join("/"), ..own() };
         let mut overrides = Overrides::default();
-        for index in 0..=OVERRIDES_MAX as u64 {
-            let mut word = word(OverrideAction::Drain, index);
-            word.scope = Some(Scope::Address(index.to_string()));
-            overrides.merge(vec![word], "s", 0);
+        for index in 0..=OVERRIDES_MAX {
+            let mut word = word(OverrideAction::Drain, index as u64 + 1);
+            word.scope = Some(Scope::Locality(vec!["z"; index + 1].join("/")));
+            assert!(overrides.merge(vec![word], &own, 0));
         }
         let kept = overrides.current(0);
         assert_eq!(kept.len(), OVERRIDES_MAX);
-        assert!(kept.iter().all(|word| word.set_at_unix_ms > 0));
+        assert!(kept.iter().all(|word| word.set_at_unix_ms > 1));
     }
 }

@@ -77,7 +77,7 @@ impl Shared {
     /// Keeps what a balancer told; true when it is new and worth repeating to the others.
     pub(crate) fn learn(&self, told: Vec<Override>) -> bool {
         let mut overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
-        overrides.merge(told, &self.registration.service, now_unix_ms())
+        overrides.merge(told, &self.registration, now_unix_ms())
     }
 
     /// The whole state as one message; `first` ones register as well.

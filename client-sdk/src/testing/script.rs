@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lookaside_proto::v1::{
-    List, ListMode, LoadReport, Override, PickResponse, Policy, Redirect, Registration, ReportResponse, ServiceError, Tick,
-    Version, pick_request, pick_response, policy,
+    List, ListMode, LoadReport, Override, PickResponse, Policy, Redirect, Registration, ReportResponse, ServiceError,
+    Tick, Version, pick_request, pick_response, policy,
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
@@ -402,9 +402,11 @@ impl Inner {
         let Some(list) = self.lists.get(&registration.service) else { return self.keep_listed };
         let named = list.endpoints.iter().find(|endpoint| endpoint.address == registration.address);
         let Some(named) = named else { return self.keep_listed };
-        let all_know = self.picks.values().filter(|stream| stream.subscribed.contains(&list.service)).all(|stream| {
-            stream.acked.get(&list.service) == list.version.as_ref()
-        });
+        let all_know = self
+            .picks
+            .values()
+            .filter(|stream| stream.subscribed.contains(&list.service))
+            .all(|stream| stream.acked.get(&list.service) == list.version.as_ref());
         self.keep_listed || named.weight > 0 || !all_know
     }
 

@@ -43,7 +43,10 @@ impl Seen {
 
     /// Outcomes of one service.
     pub fn outcomes(&self, service: &str) -> impl Iterator<Item = &EndpointOutcomes> {
-        self.outcomes.iter().filter(move |outcomes| outcomes.service == service).flat_map(|outcomes| &outcomes.endpoints)
+        self.outcomes
+            .iter()
+            .filter(move |outcomes| outcomes.service == service)
+            .flat_map(|outcomes| &outcomes.endpoints)
     }
 
     /// Calls to an endpoint that ended well, as reported so far.

@@ -134,7 +134,14 @@ impl Problems {
     }
 
     /// Takes the file's value over the default if it is within the bounds.
-    fn bounded<T: PartialOrd + std::fmt::Debug + Copy>(&mut self, key: &str, to: &mut T, from: &Maybe<T>, min: T, max: T) {
+    fn bounded<T: PartialOrd + std::fmt::Debug + Copy>(
+        &mut self,
+        key: &str,
+        to: &mut T,
+        from: &Maybe<T>,
+        min: T,
+        max: T,
+    ) {
         let Some(from) = from else { return };
         if from.value < min || from.value > max {
             self.add(from.referenced, format!("{key} is {:?}, allowed is {min:?} to {max:?}", from.value));
@@ -150,7 +157,9 @@ impl Problems {
 
 impl Form {
     fn into_config(self, problems: &mut Problems) -> Config {
-        for at in [self.defaults.name.as_ref().map(|n| n.referenced), self.defaults.endpoints.as_ref().map(|e| e.referenced)] {
+        for at in
+            [self.defaults.name.as_ref().map(|n| n.referenced), self.defaults.endpoints.as_ref().map(|e| e.referenced)]
+        {
             if let Some(at) = at {
                 problems.add(at, "defaults are for all services: they have neither a name nor endpoints");
             }
@@ -160,7 +169,8 @@ impl Form {
             problems.add(first_beyond.referenced, format!("more than {SERVICES_MAX} services"));
         }
         let mut names = BTreeSet::new();
-        let services = self.services.iter().filter_map(|s| s.value.service(s.referenced, &defaults, &mut names, problems));
+        let services =
+            self.services.iter().filter_map(|s| s.value.service(s.referenced, &defaults, &mut names, problems));
         Config {
             services: services.collect(),
             listen: self.listen.listen(problems),
@@ -199,7 +209,7 @@ impl NodeForm {
             match Instance::parse(&id.value) {
                 Ok(_) if id.value.is_empty() => problems.add(id.referenced, "node.id is empty"),
                 Ok(_) => node.id.clone_from(&id.value),
-                Err(e) => problems.add(id.referenced, e.to_string()),
+                Err(_) => problems.add(id.referenced, "node.id is at most 253 bytes without white space"),
             }
         }
         if let Some(zone) = &self.zone
@@ -221,7 +231,8 @@ impl ServiceForm {
         problems.bounded("health.fall", &mut health.fall, &self.health.fall, 1, 100);
         problems.bounded("health.rise", &mut health.rise, &self.health.rise, 1, 100);
         if let Some(service) = &self.health.service
-            && (service.value.is_empty() || problems.parsed(service.referenced, ServiceName::parse(&service.value)).is_some())
+            && (service.value.is_empty()
+                || problems.parsed(service.referenced, ServiceName::parse(&service.value)).is_some())
         {
             health.service.clone_from(&service.value);
         }
@@ -244,12 +255,16 @@ impl ServiceForm {
         let (interval, deadline) = (config.health.interval, config.health.deadline);
         let at = [&self.health.deadline, &self.health.interval].into_iter().flatten().next();
         if let Some(at) = at.filter(|_| deadline >= interval) {
-            problems.add(at.referenced, format!("health.deadline ({deadline:?}) must be shorter than health.interval ({interval:?})"));
+            problems.add(
+                at.referenced,
+                format!("health.deadline ({deadline:?}) must be shorter than health.interval ({interval:?})"),
+            );
         }
         let (lease, period) = (config.lease, config.report_period);
         let at = [&self.lease, &self.report_period].into_iter().flatten().next();
         if let Some(at) = at.filter(|_| lease < period * 3) {
-            problems.add(at.referenced, format!("lease ({lease:?}) must last three report periods ({period:?}) or more"));
+            problems
+                .add(at.referenced, format!("lease ({lease:?}) must last three report periods ({period:?}) or more"));
         }
     }
 

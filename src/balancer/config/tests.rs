@@ -98,15 +98,15 @@ limits: { connections: 0, keepalive_interval: 0s, drain_deadline: 48h }
     let found = problems(text);
     let expected = [
         ("2:41", "another listener"),
-        ("3:13", "character"),
+        ("3:13", "node.id"),
         ("5:37", "shorter than"),
         ("5:47", "fall"),
         ("6:10", "three report periods"),
         ("7:9", "neither a name"),
         ("10:17", "no host"),
-        ("10:31", "twice"),
-        ("10:38", "weight"),
-        ("10:67", "priority"),
+        ("10:30", "twice"),
+        ("10:37", "weight"),
+        ("10:66", "priority"),
         ("11:11", "twice"),
         ("12:5", "needs a name"),
         ("13:25", "0 to 32"),
@@ -114,16 +114,20 @@ limits: { connections: 0, keepalive_interval: 0s, drain_deadline: 48h }
         ("14:47", "keepalive"),
         ("14:67", "drain_deadline"),
     ];
-    // Names of defaults and so on are found service by service, so a mistake of the defaults shows once.
     for (place, word) in expected {
-        assert!(found.iter().any(|p| p.starts_with(&format!("{place}: ")) && p.contains(word)), "{place} {word}: {found:#?}");
+        assert!(
+            found.iter().any(|p| p.starts_with(&format!("{place}: ")) && p.contains(word)),
+            "{place} {word}: {found:#?}"
+        );
     }
     assert_eq!(found.len(), expected.len(), "{found:#?}");
 }
 
 #[test]
 fn no_text_makes_it_panic() {
-    for text in ["\u{0}", "[", "a: &x [*x]", "- - -", "services: 5", "services: [null]", "services: [[]]", "listen: null", "💥"] {
+    for text in
+        ["\u{0}", "[", "a: &x [*x]", "- - -", "services: 5", "services: [null]", "services: [[]]", "listen: null", "💥"]
+    {
         let _ = Config::parse("f", text);
     }
 }

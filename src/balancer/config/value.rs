@@ -68,7 +68,9 @@ impl<'de> Deserialize<'de> for Span {
         let whole: Option<u64> = number.trim_end().parse().ok();
         match whole.zip(unit_ms).and_then(|(number, unit_ms)| number.checked_mul(unit_ms)) {
             Some(ms) => Ok(Self(Duration::from_millis(ms))),
-            None => Err(de::Error::custom(format!("`{text}` is not a duration: a whole number and ms, s, m or h, as in 500ms"))),
+            None => Err(de::Error::custom(format!(
+                "`{text}` is not a duration: a whole number and ms, s, m or h, as in 500ms"
+            ))),
         }
     }
 }
@@ -82,7 +84,9 @@ impl<'de> Deserialize<'de> for Percent {
         let text = String::deserialize(deserializer)?;
         match text.strip_suffix('%').unwrap_or(&text).trim_end().parse() {
             Ok(percent @ 0..=100) => Ok(Self(percent)),
-            _ => Err(de::Error::custom(format!("`{text}` is not a percentage: a whole number from 0 to 100, as in 50%"))),
+            _ => {
+                Err(de::Error::custom(format!("`{text}` is not a percentage: a whole number from 0 to 100, as in 50%")))
+            }
         }
     }
 }

@@ -92,11 +92,7 @@ mod tests {
     use super::*;
 
     fn key(client: &str) -> OutcomesKey {
-        (
-            ClientId::parse(client).unwrap(),
-            ServiceName::parse("s").unwrap(),
-            Address::parse("10.0.0.1:1").unwrap(),
-        )
+        (ClientId::parse(client).unwrap(), ServiceName::parse("s").unwrap(), Address::parse("10.0.0.1:1").unwrap())
     }
 
     fn backend() -> Backend {

@@ -1,20 +1,27 @@
-//! Reports that backends send of themselves.
+//! Reports that backends send of themselves: `lookaside.v1.Reporter`. One stream per backend; a task reads it all the
+//! time and keeps only the newest, another turns that into facts at most 50 times a second. What is malformed, absurd or
+//! about somebody else is refused with a reason, counted, and changes nothing.
 
 use std::{
-    net::SocketAddr,
-    pin::Pin,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
-use futures_util::Stream;
-use lookaside_proto::v1::{LoadReport, ReportResponse, reporter_server};
+use lookaside_proto::v1::{self, reporter_server};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{config::Registration, driver::Handle, signal::Holders};
+use crate::{config::Registration, convert, driver::Handle, limits::REPORT_BYTES_MAX, signal::Holders, telemetry};
+
+mod mailbox;
+mod parse;
+mod stream;
 
 /// Who may register what.
 #[derive(Debug, Clone)]
@@ -23,8 +30,8 @@ pub(crate) struct Rules {
     pub(crate) registration: Registration,
     /// Where the balancer itself listens: nobody may register that.
     pub(crate) own: Vec<SocketAddr>,
-    /// Identity of this replica.
-    pub(crate) replica: String,
+    /// Life of a stream, within 10 % either way: then it ends in good order, and the backend comes back, to any replica.
+    pub(crate) stream_age: Duration,
 }
 
 /// How many report streams are open.
@@ -36,9 +43,25 @@ impl Streams {
     pub(crate) fn open(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
+
+    fn enter(&self) -> Entered {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        metrics::gauge!(telemetry::REPORT_STREAMS).increment(1.0);
+        Entered(self.clone())
+    }
 }
 
-/// `lookaside.v1.Reporter`.
+/// Counts a stream for as long as it is open.
+struct Entered(Streams);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        metrics::gauge!(telemetry::REPORT_STREAMS).decrement(1.0);
+    }
+}
+
+/// The service.
 #[derive(Clone)]
 pub(crate) struct Service {
     driver: Handle,
@@ -61,16 +84,50 @@ impl Service {
 
     /// To be mounted on the client listener.
     pub(crate) fn into_server(self) -> reporter_server::ReporterServer<Self> {
-        reporter_server::ReporterServer::new(self).max_decoding_message_size(64 << 10)
+        reporter_server::ReporterServer::new(self).max_decoding_message_size(REPORT_BYTES_MAX)
     }
+}
+
+/// Where a stream comes from, as far as the connection tells.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    ip: IpAddr,
+    /// The balancer's own end of the connection.
+    local_ip: Option<IpAddr>,
 }
 
 #[tonic::async_trait]
 impl reporter_server::Reporter for Service {
-    type ReportStream = Pin<Box<dyn Stream<Item = Result<ReportResponse, Status>> + Send>>;
+    type ReportStream = ReceiverStream<Result<v1::ReportResponse, Status>>;
 
-    async fn report(&self, request: Request<Streaming<LoadReport>>) -> Result<Response<Self::ReportStream>, Status> {
-        let _ = (request, &self.driver, &self.rules, &self.holders, &self.draining);
-        Err(Status::unavailable("soon"))
+    async fn report(
+        &self,
+        request: Request<Streaming<v1::LoadReport>>,
+    ) -> Result<Response<Self::ReportStream>, Status> {
+        use tonic::Code::{Internal, PermissionDenied, Unavailable};
+        if self.draining.is_cancelled() {
+            return Err(convert::refused(Unavailable, "BALANCER_DRAINING", "the balancer is draining", &[]));
+        }
+        if !self.rules.registration.enabled {
+            let words = "backends may not register themselves here";
+            return Err(convert::refused(PermissionDenied, "REGISTRATION_DISABLED", words, &[]));
+        }
+        let unknown = || convert::refused(Internal, "PEER_UNKNOWN", "the connection does not tell who it is from", &[]);
+        let peer = Peer {
+            ip: request.remote_addr().ok_or_else(unknown)?.ip().to_canonical(),
+            local_ip: request.local_addr().map(|address| address.ip().to_canonical()),
+        };
+        let (out, responses) = mpsc::channel(1);
+        let entered = self.streams.enter();
+        let stream = stream::Stream::new(self.driver.clone(), Arc::clone(&self.rules), self.holders.clone(), peer);
+        let (inbound, draining) = (request.into_inner(), self.draining.clone());
+        tokio::spawn(async move {
+            stream.serve(inbound, out, draining).await;
+            drop(entered);
+        });
+        Ok(Response::new(ReceiverStream::new(responses)))
     }
 }
+
+#[cfg(test)]
+mod tests;

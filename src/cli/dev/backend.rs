@@ -82,7 +82,7 @@ enum Dist {
 /// What a backend says on stdout when it serves.
 #[derive(Serialize)]
 struct Ready<'a> {
-    address: String,
+    address: &'a str,
     service: &'a str,
 }
 
@@ -93,8 +93,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let mut backends = Vec::new();
     for index in 0..args.count {
         let backend = Backend::start(config(&args, index)?).await;
-        let backend = backend.map_err(|error| Failure::new(Exit::Failed, chain(&error)))?;
-        output::json(&Ready { address: backend.address().to_string(), service: &args.service })?;
+        let backend = backend
+            .map_err(|error| Failure::new(Exit::Failed, chain(&error)).next("--listen 127.0.0.1:0, or another port"))?;
+        output::json(&Ready { address: backend.address(), service: &args.service })?;
         backends.push(backend);
     }
     let mut serving = true;
@@ -104,7 +105,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             _ = toggle.recv() => {
                 serving = !serving;
                 for backend in &backends {
-                    backend.set_serving(serving);
+                    backend.set_serving(serving).await;
                 }
                 eprintln!("note: health is now {}", if serving { "SERVING" } else { "NOT_SERVING" });
             }
@@ -112,7 +113,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     }
     eprintln!("note: draining {} backend(s)", backends.len());
     tokio::select! {
-        _ = join_all(backends.into_iter().map(Backend::drain)) => Ok(()),
+        _ = join_all(backends.iter().map(Backend::drain)) => Ok(()),
         () = stop.requested() => Err(Failure::new(Exit::Failed, "told to stop twice: gone before the drain was over")),
     }
 }
@@ -125,7 +126,6 @@ fn config(args: &Args, index: u16) -> Result<backend::Config, Failure> {
     }
     let capacity = &args.capacity;
     Ok(backend::Config {
-        service: args.service.clone(),
         balancers: if args.no_report { Vec::new() } else { args.balancer.clone() },
         listen,
         locality: args.locality.clone(),
@@ -137,9 +137,9 @@ fn config(args: &Args, index: u16) -> Result<backend::Config, Failure> {
         },
         slots: capacity.slots,
         queue: capacity.queue,
-        slow: capacity.slow,
+        slow_factor: capacity.slow,
         fail_rate: capacity.fail_rate,
-        ..backend::Config::default()
+        ..backend::Config::new(&args.service)
     })
 }
 

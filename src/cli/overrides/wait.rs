@@ -15,10 +15,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_PERIOD: Duration = Duration::from_millis(50);
 
 /// Waits, replica by replica, until no client holds an older list. Fails when that takes too long, and names one.
-pub(super) async fn until_heard(
-    taken: &[(Admin, Vec<Effect>)],
-    timeout: Option<Duration>,
-) -> Result<(), Failure> {
+pub(super) async fn until_heard(taken: &[(Admin, Vec<Effect>)], timeout: Option<Duration>) -> Result<(), Failure> {
     let timeout = timeout.unwrap_or(WAIT_TIMEOUT);
     let deadline = Instant::now() + timeout;
     for (admin, effects) in taken {
@@ -44,17 +41,12 @@ pub(super) async fn until_heard(
 
 /// Sequences order within one epoch only, so an acknowledgement of another epoch proves nothing.
 fn has_heard(client: &ClientDetail, version: Version) -> bool {
-    client
-        .acknowledged
-        .is_some_and(|acked| acked.epoch == version.epoch && acked.sequence >= version.sequence)
+    client.acknowledged.is_some_and(|acked| acked.epoch == version.epoch && acked.sequence >= version.sequence)
 }
 
 fn timed_out(behind: &ClientDetail, timeout: Duration) -> Failure {
-    let why = if behind.refused.is_empty() {
-        String::new()
-    } else {
-        format!(": it refused the list: {}", behind.refused)
-    };
+    let why =
+        if behind.refused.is_empty() { String::new() } else { format!(": it refused the list: {}", behind.refused) };
     let text = format!(
         "after {timeout:?} client \"{}\" of \"{}\" still holds an older list ({}){why}; the override stands",
         behind.client_id, behind.service, behind.state
@@ -68,42 +60,12 @@ mod tests {
 
     #[test]
     fn only_an_acknowledgement_of_the_same_epoch_counts() {
-        let client = |acknowledged| ClientDetail {
-            acknowledged,
-            ..ClientDetail::default()
-        };
-        let version = Version {
-            epoch: 7,
-            sequence: 5,
-        };
-        assert!(has_heard(
-            &client(Some(Version {
-                epoch: 7,
-                sequence: 5
-            })),
-            version
-        ));
-        assert!(has_heard(
-            &client(Some(Version {
-                epoch: 7,
-                sequence: 6
-            })),
-            version
-        ));
-        assert!(!has_heard(
-            &client(Some(Version {
-                epoch: 7,
-                sequence: 4
-            })),
-            version
-        ));
-        assert!(!has_heard(
-            &client(Some(Version {
-                epoch: 8,
-                sequence: 6
-            })),
-            version
-        ));
+        let client = |acknowledged| ClientDetail { acknowledged, ..ClientDetail::default() };
+        let version = Version { epoch: 7, sequence: 5 };
+        assert!(has_heard(&client(Some(Version { epoch: 7, sequence: 5 })), version));
+        assert!(has_heard(&client(Some(Version { epoch: 7, sequence: 6 })), version));
+        assert!(!has_heard(&client(Some(Version { epoch: 7, sequence: 4 })), version));
+        assert!(!has_heard(&client(Some(Version { epoch: 8, sequence: 6 })), version));
         assert!(!has_heard(&client(None), version));
     }
 }

@@ -1,0 +1,112 @@
+//! One attempt of a call at one endpoint, counted from the pick to the end, whichever way it ends. Dropping it gives everything
+//! back: the place in flight, the stream's room, the rest of the request.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use crate::{
+    endpoint::{Endpoint, Seat},
+    outcome::Class,
+    pool::Pool,
+    replay::{Pump, Replay},
+};
+
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// Endpoints tried, this one included.
+    pub(crate) number: u32,
+    pool: Arc<Pool>,
+    replay: Arc<Replay>,
+    seat: Option<Seat>,
+    pump: Option<JoinHandle<()>>,
+    sent_us: Option<u64>,
+    answered: bool,
+    ended: bool,
+}
+
+impl Attempt {
+    /// For an endpoint that was picked, and counts a call in flight for it.
+    pub(crate) fn new(pool: Arc<Pool>, endpoint: Arc<Endpoint>, replay: Arc<Replay>, number: u32) -> Self {
+        Self {
+            endpoint,
+            number,
+            pool,
+            replay,
+            seat: None,
+            pump: None,
+            sent_us: None,
+            answered: false,
+            ended: false,
+        }
+    }
+
+    pub(crate) fn take_seat(&mut self, seat: Seat) {
+        self.seat = Some(seat);
+    }
+
+    pub(crate) fn seat(&self) -> Option<&Seat> {
+        self.seat.as_ref()
+    }
+
+    /// The head of the request is on its way.
+    pub(crate) fn sent(&mut self) {
+        let now_us = self.pool.now_us();
+        self.sent_us = Some(now_us);
+        self.endpoint.peer.sent(now_us);
+    }
+
+    /// Sends the rest of a request that could not be sent at once.
+    pub(crate) fn pump_on(&mut self, pump: Pump) {
+        self.pump = Some(tokio::spawn(pump));
+    }
+
+    /// The response head is here.
+    pub(crate) fn answered(&mut self) {
+        self.answered = true;
+        let now_us = self.pool.now_us();
+        self.pool.picker().answered(&self.endpoint.peer, self.sent_us.unwrap_or(now_us), now_us);
+    }
+
+    /// More of the response is here.
+    pub(crate) fn spoke(&self) {
+        self.pool.picker().spoke(&self.endpoint.peer, self.pool.now_us());
+    }
+
+    pub(crate) fn replay(&self) -> &Replay {
+        &self.replay
+    }
+
+    /// The call ended here.
+    pub(crate) fn end(&mut self, class: Class) {
+        self.finish(class, true);
+    }
+
+    /// The call moves on; nothing was done here, so nothing is said of it.
+    pub(crate) fn leave(&mut self) {
+        self.finish(Class::Cancelled, false);
+    }
+
+    fn finish(&mut self, class: Class, told: bool) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        if let Some(pump) = self.pump.take() {
+            pump.abort();
+        }
+        let now_us = self.pool.now_us();
+        self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, now_us);
+        if let Some(sent_us) = self.sent_us.filter(|_| told) {
+            self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
+        }
+        self.seat = None;
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.end(if self.replay.is_expired() { Class::Deadline } else { Class::Cancelled });
+    }
+}

@@ -1,0 +1,210 @@
+//! Collects what a channel needs to know, with a default for everything but the service.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Channel, Inner};
+use crate::{
+    Error,
+    call::Settings,
+    limits::Defaults,
+    list::List,
+    pick_stream::{self, Identity},
+    pool::Pool,
+    snapshot::ListSource,
+    target::{self, Target},
+};
+
+const BALANCER_DEFAULT: &str = "127.0.0.1:7400";
+
+/// Collects what a channel needs to know. Made by [`Channel::builder`].
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until connect() or lazy()"]
+pub struct Builder {
+    service: String,
+    balancers: Vec<String>,
+    static_endpoints: Vec<String>,
+    fallback: Vec<String>,
+    client_id: Option<String>,
+    identity: Identity,
+    defaults: Defaults,
+    connect_timeout: Duration,
+    first_list_timeout: Duration,
+}
+
+impl Builder {
+    pub(super) fn new(service: String) -> Self {
+        Self {
+            service,
+            balancers: Vec::new(),
+            static_endpoints: Vec::new(),
+            fallback: Vec::new(),
+            client_id: None,
+            identity: Identity { locality: String::new(), labels: BTreeMap::new() },
+            defaults: Defaults { deadline: Some(Duration::from_secs(15)), stream_idle: None, stream_life: None },
+            connect_timeout: Duration::from_secs(1),
+            first_list_timeout: Duration::from_secs(2),
+        }
+    }
+
+    pub(super) fn target(mut self, target: Target) -> Self {
+        match target {
+            Target::Balancers { balancers, .. } => self.balancers = balancers,
+            Target::Static { endpoints, .. } => self.static_endpoints = endpoints,
+        }
+        self
+    }
+
+    /// Client listeners of balancers, `host:port`; one is used, the others take over. Default: `127.0.0.1:7400`.
+    pub fn balancers<I, S>(mut self, balancers: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        self.balancers = balancers.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Who this client is, unique per process and stable over reconnects. Default: the program's name and a random number.
+    pub fn client_id(mut self, client_id: impl Into<String>) -> Self {
+        self.client_id = Some(client_id.into());
+        self
+    }
+
+    /// Where this client is: region/zone/subzone. Endpoints near it are preferred.
+    pub fn locality(mut self, locality: impl Into<String>) -> Self {
+        self.identity.locality = locality.into();
+        self
+    }
+
+    /// A label that balancing policies may select by.
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.identity.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Endpoints, `host:port`, to use when no list has ever come within the first-list timeout. The first list replaces them.
+    pub fn fallback<I, S>(mut self, endpoints: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        self.fallback = endpoints.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Time for calls whose caller set no deadline; zero means no limit. A timer of this side alone, never sent: it ends at the
+    /// first response message or the second request message, so that streams are not cut by it. Default 15 s.
+    pub fn default_deadline(mut self, deadline: Duration) -> Self {
+        self.defaults.deadline = Some(deadline).filter(|d| !d.is_zero());
+        self
+    }
+
+    /// Time for one connection to an endpoint to come about. Default 1 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Time [`Builder::connect`] and early calls wait for the first list. Default 2 s.
+    pub fn first_list_timeout(mut self, timeout: Duration) -> Self {
+        self.first_list_timeout = timeout;
+        self
+    }
+
+    /// Time an established stream may go without a message from the endpoint; then it ends with `DEADLINE_EXCEEDED`.
+    /// Default: no limit, since many streams are quiet by nature; connections with calls on them are pinged, and so a dead peer
+    /// is found within 30 s all the same.
+    pub fn stream_idle_limit(mut self, limit: Duration) -> Self {
+        self.defaults.stream_idle = Some(limit).filter(|d| !d.is_zero());
+        self
+    }
+
+    /// Longest life of an established stream; then it ends with `CANCELLED`, to be opened again elsewhere. Default: no limit.
+    pub fn stream_life_limit(mut self, limit: Duration) -> Self {
+        self.defaults.stream_life = Some(limit).filter(|d| !d.is_zero());
+        self
+    }
+
+    /// Makes the channel and waits for the first list, as long as the first-list timeout at most. A balancer that answered
+    /// without a list is enough: calls then say why there is none.
+    ///
+    /// # Errors
+    /// When an address is malformed, or no balancer answered in time and no fallback is configured.
+    pub async fn connect(self) -> Result<Channel, Error> {
+        let until = Instant::now() + self.first_list_timeout;
+        let waited_ms = u64::try_from(self.first_list_timeout.as_millis()).unwrap_or(u64::MAX);
+        let has_fallback = !self.fallback.is_empty();
+        let channel = self.lazy()?;
+        let pool = &channel.inner.pool;
+        let mut lists = channel.inner.lists.clone();
+        while !pool.has_list() {
+            if timeout_at(until, lists.changed()).await.is_err() {
+                break;
+            }
+        }
+        let (balancer, reason) = pool.with_view(|view| (view.balancer.clone(), view.trouble.clone()));
+        if balancer.is_none() && !has_fallback && !pool.has_list() {
+            let reason = if reason.is_empty() { "no answer".to_owned() } else { reason };
+            return Err(Error::NoBalancer { service: pool.service.clone(), waited_ms, reason });
+        }
+        Ok(channel)
+    }
+
+    /// Makes the channel at once and connects in the background. Calls wait for the first list, as long as the first-list
+    /// timeout at most.
+    ///
+    /// # Errors
+    /// When an address is malformed, or outside of a tokio runtime.
+    pub fn lazy(self) -> Result<Channel, Error> {
+        let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let mut balancers = target::addresses(&self.balancers)?;
+        if balancers.is_empty() {
+            balancers.push(BALANCER_DEFAULT.to_owned());
+        }
+        let fallback = target::addresses(&self.fallback)?;
+        let client_id = self.client_id.unwrap_or_else(default_client_id);
+        let pool = Pool::new(self.service, client_id, self.connect_timeout, rand::random());
+        let stop = CancellationToken::new();
+        let lists = pool.lists();
+        if self.static_endpoints.is_empty() {
+            pool.change_view(|view| view.fallback_configured = !fallback.is_empty());
+            let work = follow(pool.clone(), self.identity, balancers, fallback, self.first_list_timeout);
+            runtime.spawn(stop.clone().run_until_cancelled_owned(work));
+        } else {
+            pool.apply(List::plain(&self.static_endpoints), ListSource::Static, None);
+        }
+        let settings = Arc::new(Settings { defaults: self.defaults, first_list: self.first_list_timeout });
+        Ok(Channel { inner: Arc::new(Inner { pool, settings, stop, lists }) })
+    }
+}
+
+/// Follows the balancers' lists, and the fallback until the first one.
+async fn follow(
+    pool: Arc<Pool>,
+    identity: Identity,
+    balancers: Vec<String>,
+    fallback: Vec<String>,
+    first_list_timeout: Duration,
+) {
+    let fall_back = async {
+        sleep(first_list_timeout).await;
+        if !fallback.is_empty() && !pool.has_list() {
+            tracing::warn!(service = pool.service, "no list from any balancer; using the fallback endpoints");
+            pool.apply(List::plain(&fallback), ListSource::Fallback, None);
+        }
+    };
+    tokio::join!(fall_back, pick_stream::run(pool.clone(), identity, balancers, fallback.clone()));
+}
+
+/// The program's name, for people, and a number that no other process has.
+fn default_client_id() -> String {
+    let program = std::env::current_exe().ok();
+    let name = program.as_ref().and_then(|p| p.file_stem()).and_then(|n| n.to_str()).unwrap_or("client");
+    format!("{name}-{:08x}", rand::random::<u32>())
+}

@@ -1,0 +1,265 @@
+//! One endpoint: its connections and their keeper. The keeper connects, reconnects, and adds a connection when the peer takes no
+//! more streams on those there are. Which endpoints deserve a keeper is for `pool` to say.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backoff::Backoff,
+    connection::{Connection, Goodbye, Slot},
+    picker::Peer,
+    pool::Pool,
+    tally::Tally,
+};
+
+/// Connections to one endpoint at most; beyond their streams calls wait.
+const CONNECTIONS_MAX: usize = 4;
+const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+const RECONNECT_LONGEST: Duration = Duration::from_secs(5);
+/// A connection that lived shorter than this was no success: the wait before the next one keeps growing.
+const LIFE_OF_A_SUCCESS: Duration = Duration::from_secs(1);
+
+/// Where an endpoint's connections stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Link {
+    Idle,
+    /// The first attempt is under way.
+    Connecting,
+    Ready,
+    /// Lost, or could not be made, for this reason; being tried again.
+    Failed(String),
+}
+
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: Arc<str>,
+    pub(crate) authority: http::uri::Authority,
+    pub(crate) incarnation: u64,
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) tally: Tally,
+    connections: ArcSwap<Vec<Arc<Connection>>>,
+    link: Mutex<Link>,
+    keeper: Mutex<Option<CancellationToken>>,
+    room: Notify,
+    more: Notify,
+    lost: Notify,
+}
+
+impl Endpoint {
+    /// `None` when the address cannot stand in a URI.
+    pub(crate) fn new(address: &str, incarnation: u64, id: u64) -> Option<Arc<Self>> {
+        Some(Arc::new(Self {
+            address: address.into(),
+            authority: address.parse().ok()?,
+            incarnation,
+            peer: Arc::new(Peer::new(id)),
+            tally: Tally::default(),
+            connections: ArcSwap::default(),
+            link: Mutex::new(Link::Idle),
+            keeper: Mutex::new(None),
+            room: Notify::new(),
+            more: Notify::new(),
+            lost: Notify::new(),
+        }))
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.connections.load().is_empty()
+    }
+
+    pub(crate) fn link(&self) -> Link {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_link(&self, link: Link) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link;
+    }
+
+    /// Starts the keeper unless it runs.
+    pub(crate) fn start(self: &Arc<Self>, pool: &Weak<Pool>, connect_timeout: Duration, seed: u64) {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeper.is_some() {
+            return;
+        }
+        let stop = CancellationToken::new();
+        *keeper = Some(stop.clone());
+        self.set_link(Link::Connecting);
+        tokio::spawn(keep(self.clone(), pool.clone(), connect_timeout, seed, stop));
+    }
+
+    /// Ends the keeper and lets the connections go; calls in flight finish.
+    pub(crate) fn stop(&self) {
+        let Some(stop) = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        stop.cancel();
+        self.set_link(Link::Idle);
+        for connection in self.connections.swap(Arc::default()).iter() {
+            connection.retire();
+        }
+        self.room.notify_waiters();
+    }
+
+    /// Room for a call on one of the connections, waiting for it if need be. `Err` when the connections were lost meanwhile:
+    /// nothing was sent.
+    pub(crate) async fn slot(self: &Arc<Self>) -> Result<Seat, String> {
+        if let Some(slot) = self.free_slot() {
+            return Ok(Seat { slot: Some(slot), endpoint: self.clone() });
+        }
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            // Enlisted before looking, so that room made in between is not missed.
+            room.as_mut().enable();
+            if !self.is_ready() {
+                return Err(match self.link() {
+                    Link::Failed(reason) => reason,
+                    Link::Idle | Link::Connecting | Link::Ready => "the connection is gone".to_owned(),
+                });
+            }
+            if let Some(slot) = self.free_slot() {
+                return Ok(Seat { slot: Some(slot), endpoint: self.clone() });
+            }
+            self.more.notify_one();
+            room.await;
+        }
+    }
+
+    fn free_slot(&self) -> Option<Slot> {
+        self.connections.load().iter().find_map(Connection::slot)
+    }
+
+    fn admit(&self, connection: Arc<Connection>, stop: &CancellationToken) -> bool {
+        let _order = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if stop.is_cancelled() || connection.goodbye().is_some() {
+            connection.retire();
+            return false;
+        }
+        self.connections.rcu(|all| {
+            let mut all = Vec::clone(all);
+            all.push(connection.clone());
+            all
+        });
+        self.set_link(Link::Ready);
+        self.peer.revive();
+        self.room.notify_waiters();
+        true
+    }
+
+    /// A connection takes no further calls. In the same instant none is sent to it.
+    fn dismiss(&self, gone: &Arc<Connection>, pool: &Weak<Pool>) {
+        let order = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        let before =
+            self.connections.rcu(|all| all.iter().filter(|c| !Arc::ptr_eq(c, gone)).cloned().collect::<Vec<_>>());
+        let was_in_use = before.iter().any(|c| Arc::ptr_eq(c, gone));
+        let fallback = Goodbye { graceful: false, reason: String::new() };
+        let goodbye = gone.goodbye().unwrap_or(&fallback);
+        if was_in_use && !self.is_ready() {
+            self.set_link(Link::Failed(goodbye.reason.clone()));
+        }
+        drop(order);
+        if was_in_use && !goodbye.graceful {
+            self.complain(format!("connection lost: {}", goodbye.reason), pool);
+        }
+        self.room.notify_waiters();
+        self.lost.notify_one();
+        if let Some(pool) = pool.upgrade().filter(|_| was_in_use) {
+            pool.rebuild();
+        }
+    }
+
+    fn complain(&self, detail: String, pool: &Weak<Pool>) {
+        self.tally.connect_failed();
+        self.tally.suspect(detail);
+        if let Some(pool) = pool.upgrade() {
+            pool.alarm();
+        }
+    }
+}
+
+/// Room for one call, given back when dropped to whoever waits for it.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    slot: Option<Slot>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Seat {
+    pub(crate) fn slot(&self) -> Option<&Slot> {
+        self.slot.as_ref()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.slot = None;
+        self.endpoint.room.notify_one();
+    }
+}
+
+/// Keeps the endpoint connected until stopped.
+async fn keep(
+    endpoint: Arc<Endpoint>,
+    pool: Weak<Pool>,
+    connect_timeout: Duration,
+    seed: u64,
+    stop: CancellationToken,
+) {
+    let work = async {
+        let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST, seed);
+        let mut connected_at = None::<Instant>;
+        loop {
+            let count = endpoint.connections.load().len();
+            if count > 0 {
+                tokio::select! {
+                    () = endpoint.lost.notified() => continue,
+                    () = endpoint.more.notified() => {}
+                }
+                // Asked for more: perhaps room was made meanwhile, or there are enough already.
+                if count >= CONNECTIONS_MAX || endpoint.free_slot().is_some() {
+                    continue;
+                }
+            } else if let Some(at) = connected_at.take() {
+                if at.elapsed() >= LIFE_OF_A_SUCCESS {
+                    backoff.reset();
+                } else {
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            }
+            let (weak, told) = (Arc::downgrade(&endpoint), pool.clone());
+            let opened = Connection::open(&endpoint.address, connect_timeout, move |gone| {
+                if let Some(endpoint) = weak.upgrade() {
+                    endpoint.dismiss(gone, &told);
+                }
+            })
+            .await;
+            match opened {
+                Ok(connection) => {
+                    connected_at = Some(Instant::now());
+                    if endpoint.admit(connection, &stop) && let Some(pool) = pool.upgrade() {
+                        pool.rebuild();
+                    }
+                }
+                Err(error) => {
+                    if !endpoint.is_ready() {
+                        endpoint.set_link(Link::Failed(error.to_string()));
+                        endpoint.complain(format!("cannot connect: {error}"), &pool);
+                        if let Some(pool) = pool.upgrade() {
+                            pool.rebuild();
+                        }
+                    }
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}

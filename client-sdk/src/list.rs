@@ -1,0 +1,268 @@
+//! The list a client holds, and what a new one from a balancer does to it. Parsed here, at the edge: a list that exists is sound.
+//! Pure; who connects to what is for `pool` to say.
+
+use std::collections::BTreeSet;
+
+use lookaside_proto::v1;
+
+use crate::{
+    picker::Policy,
+    snapshot::{Mode, Version},
+    target,
+};
+
+/// A longer list is refused whole: half a list misleads.
+pub(crate) const ENDPOINTS_MAX: usize = 10_000;
+/// A list with a larger weight is refused: it is not meant so, and sums must not overflow.
+pub(crate) const WEIGHT_MAX: u32 = 100_000_000;
+/// A list with a worse tier is refused.
+pub(crate) const PRIORITY_MAX: u32 = 1_000;
+/// Notes are cut here, bytes: they end up in error messages.
+const NOTE_BYTES_MAX: usize = 500;
+
+/// One endpoint of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) address: String,
+    pub(crate) incarnation: u64,
+    pub(crate) locality: String,
+    pub(crate) priority: u32,
+    pub(crate) weight: u32,
+    /// The main reason it stands where it stands, as the contract spells it; empty when there is none.
+    pub(crate) reason: &'static str,
+    /// Not in the last list, which was incomplete: kept from the one before.
+    pub(crate) kept: bool,
+}
+
+impl Listed {
+    /// An endpoint of a fallback or of a static target: all alike.
+    pub(crate) fn plain(address: String) -> Self {
+        Self { address, incarnation: 0, locality: String::new(), priority: 0, weight: PLAIN_WEIGHT, reason: "", kept: false }
+    }
+}
+
+/// What balancers give an endpoint of which nothing special is known.
+const PLAIN_WEIGHT: u32 = 100;
+
+/// A list of one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct List {
+    pub(crate) version: Option<Version>,
+    pub(crate) digest: u64,
+    pub(crate) complete: bool,
+    pub(crate) mode: Mode,
+    pub(crate) note: String,
+    pub(crate) policy: Policy,
+    pub(crate) endpoints: Vec<Listed>,
+    /// How long it may serve without contact to a balancer, milliseconds; 0 means for ever.
+    pub(crate) time_to_live_ms: u64,
+}
+
+impl List {
+    /// A list that nobody sent: a fallback or a static target.
+    pub(crate) fn plain(addresses: &[String]) -> Self {
+        Self {
+            version: None,
+            digest: 0,
+            complete: true,
+            mode: Mode::Normal,
+            note: String::new(),
+            policy: Policy::LeastLoad,
+            endpoints: addresses.iter().cloned().map(Listed::plain).collect(),
+            time_to_live_ms: 0,
+        }
+    }
+
+    /// Reads a list off the wire. The error says, for the balancer's operator, why it is refused.
+    pub(crate) fn parse(wire: v1::List) -> Result<Self, String> {
+        let version = wire.version.map(version).ok_or("it has no version")?;
+        if wire.endpoints.len() > ENDPOINTS_MAX {
+            return Err(format!("{} endpoints, at most {ENDPOINTS_MAX}", wire.endpoints.len()));
+        }
+        let mode = mode(wire.mode());
+        if wire.endpoints.is_empty() && wire.complete && mode != Mode::Empty {
+            return Err("complete and without endpoints, but its mode is not EMPTY".to_owned());
+        }
+        let mut seen = BTreeSet::new();
+        let mut endpoints = Vec::with_capacity(wire.endpoints.len());
+        for endpoint in wire.endpoints {
+            let reason = endpoint.reasons.first().map_or("", |r| r.code().as_str_name());
+            let address = target::address(&endpoint.address).map_err(|e| e.to_string())?;
+            if endpoint.weight > WEIGHT_MAX {
+                return Err(format!("{address} has weight {}, at most {WEIGHT_MAX}", endpoint.weight));
+            }
+            if endpoint.priority > PRIORITY_MAX {
+                return Err(format!("{address} has priority {}, at most {PRIORITY_MAX}", endpoint.priority));
+            }
+            if !seen.insert(address.clone()) {
+                return Err(format!("it names {address} twice"));
+            }
+            endpoints.push(Listed {
+                address,
+                incarnation: endpoint.incarnation,
+                locality: endpoint.locality,
+                priority: endpoint.priority,
+                weight: endpoint.weight,
+                reason,
+                kept: false,
+            });
+        }
+        let mut note = wire.note;
+        while note.len() > NOTE_BYTES_MAX {
+            note.pop();
+        }
+        Ok(Self {
+            version: Some(version),
+            digest: wire.digest,
+            complete: wire.complete,
+            mode,
+            note,
+            policy: wire.policy.map_or(Policy::LeastLoad, policy),
+            endpoints,
+            time_to_live_ms: wire.time_to_live_ms,
+        })
+    }
+
+    /// What is held once this list has arrived. A complete one replaces what was held, whatever its epoch. An incomplete one is
+    /// silent about endpoints it does not name: those stay beside it; those it names, with weight 0 too, are as it says.
+    /// `None` when this list is older than the one held.
+    pub(crate) fn over(mut self, held: Option<&List>) -> Option<List> {
+        let Some(held) = held else { return Some(self) };
+        if let (Some(new), Some(old)) = (self.version, held.version)
+            && new.epoch == old.epoch
+            && new.sequence < old.sequence
+        {
+            return None;
+        }
+        if !self.complete {
+            let named: BTreeSet<String> = self.endpoints.iter().map(|e| e.address.clone()).collect();
+            let unnamed = held.endpoints.iter().filter(|e| !named.contains(&e.address));
+            self.endpoints.extend(unnamed.map(|e| Listed { kept: true, ..e.clone() }));
+        }
+        Some(self)
+    }
+
+    /// The balancer calls the list it sent last by a new version. Once that list is complete, those it did not name go.
+    pub(crate) fn rebased(&self, version: Version, complete: bool) -> List {
+        let mut list = List { version: Some(version), complete, ..self.clone() };
+        if complete {
+            list.endpoints.retain(|e| !e.kept);
+        }
+        list
+    }
+
+    /// Whether any endpoint may be called.
+    pub(crate) fn offers_any(&self) -> bool {
+        self.endpoints.iter().any(|e| e.weight > 0)
+    }
+}
+
+pub(crate) fn version(wire: v1::Version) -> Version {
+    Version { epoch: wire.epoch, sequence: wire.sequence }
+}
+
+fn mode(wire: v1::ListMode) -> Mode {
+    match wire {
+        v1::ListMode::Unspecified => Mode::Unknown,
+        v1::ListMode::Normal => Mode::Normal,
+        v1::ListMode::Panic => Mode::Panic,
+        v1::ListMode::ZoneFailover => Mode::ZoneFailover,
+        v1::ListMode::LastGood => Mode::LastGood,
+        v1::ListMode::Empty => Mode::Empty,
+    }
+}
+
+fn policy(wire: v1::Policy) -> Policy {
+    match wire.kind {
+        Some(v1::policy::Kind::WeightedRoundRobin(_)) => Policy::WeightedRoundRobin,
+        Some(v1::policy::Kind::RoundRobin(_)) => Policy::RoundRobin,
+        // Calls carry no key to hash: spreading them by load keeps the promise of weights.
+        Some(v1::policy::Kind::LeastLoad(_) | v1::policy::Kind::RingHash(_)) | None => Policy::LeastLoad,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(epoch: u64, sequence: u64, complete: bool, endpoints: &[(&str, u32)]) -> v1::List {
+        v1::List {
+            service: "s".into(),
+            version: Some(v1::Version { epoch, sequence }),
+            digest: sequence,
+            complete,
+            mode: v1::ListMode::Normal.into(),
+            endpoints: endpoints
+                .iter()
+                .map(|(address, weight)| v1::Endpoint {
+                    address: (*address).into(),
+                    weight: *weight,
+                    ..Default::default()
+                })
+                .collect(),
+            ..Default::default()
+        }
+    }
+
+    fn list(epoch: u64, sequence: u64, complete: bool, endpoints: &[(&str, u32)]) -> List {
+        List::parse(wire(epoch, sequence, complete, endpoints)).unwrap()
+    }
+
+    fn weights(list: &List) -> Vec<(&str, u32)> {
+        list.endpoints.iter().map(|e| (e.address.as_str(), e.weight)).collect()
+    }
+
+    #[test]
+    fn an_incomplete_list_is_silent_about_those_it_does_not_name() {
+        let held = list(7, 17, true, &[("x:1", 100), ("y:1", 100), ("z:1", 100)]);
+        let union = list(9, 2, false, &[("x:1", 50)]).over(Some(&held)).unwrap();
+        assert_eq!(weights(&union), [("x:1", 50), ("y:1", 100), ("z:1", 100)]);
+        let dropped = list(9, 4, false, &[("x:1", 50), ("y:1", 0)]).over(Some(&union)).unwrap();
+        assert_eq!(weights(&dropped), [("x:1", 50), ("y:1", 0), ("z:1", 100)]);
+        let replaced = list(9, 9, true, &[("x:1", 100), ("z:1", 100)]).over(Some(&dropped)).unwrap();
+        assert_eq!(weights(&replaced), [("x:1", 100), ("z:1", 100)]);
+    }
+
+    #[test]
+    fn sequences_order_within_one_epoch_only() {
+        let held = list(7, 17, true, &[("x:1", 1)]);
+        assert_eq!(list(7, 16, true, &[("y:1", 1)]).over(Some(&held)), None);
+        assert!(list(7, 17, true, &[("y:1", 1)]).over(Some(&held)).is_some());
+        assert!(list(3, 1, true, &[("y:1", 1)]).over(Some(&held)).is_some());
+    }
+
+    #[test]
+    fn a_first_incomplete_list_serves_as_it_is() {
+        assert_eq!(weights(&list(1, 1, false, &[("x:1", 1)]).over(None).unwrap()), [("x:1", 1)]);
+    }
+
+    #[test]
+    fn malformed_lists_are_refused_in_words() {
+        let refused = |wire: v1::List| List::parse(wire).unwrap_err();
+        assert!(refused(v1::List { version: None, ..wire(1, 1, true, &[("x:1", 1)]) }).contains("version"));
+        assert!(refused(wire(1, 1, true, &[])).contains("EMPTY"));
+        assert!(refused(wire(1, 1, true, &[("x", 1)])).contains("host:port"));
+        assert!(refused(wire(1, 1, true, &[("x:1", 1), ("x:1", 2)])).contains("twice"));
+        assert!(refused(wire(1, 1, true, &[("x:1", u32::MAX)])).contains("weight"));
+        let many: Vec<String> = (0..=ENDPOINTS_MAX).map(|n| format!("h{n}:1")).collect();
+        let many: Vec<(&str, u32)> = many.iter().map(|a| (a.as_str(), 1)).collect();
+        assert!(refused(wire(1, 1, true, &many)).contains("10001"));
+    }
+
+    #[test]
+    fn a_tick_that_completes_a_list_drops_those_it_did_not_name() {
+        let held = list(7, 1, true, &[("x:1", 1), ("y:1", 1)]);
+        let union = list(9, 2, false, &[("x:1", 1)]).over(Some(&held)).unwrap();
+        let version = Version { epoch: 9, sequence: 5 };
+        assert_eq!(weights(&union.rebased(version, false)).len(), 2);
+        assert_eq!(weights(&union.rebased(version, true)), [("x:1", 1)]);
+    }
+
+    #[test]
+    fn an_empty_list_is_obeyed_when_it_says_so() {
+        let empty = v1::List { mode: v1::ListMode::Empty.into(), ..wire(1, 2, true, &[]) };
+        let held = list(1, 1, true, &[("x:1", 1)]);
+        let now = List::parse(empty).unwrap().over(Some(&held)).unwrap();
+        assert!(!now.offers_any());
+    }
+}

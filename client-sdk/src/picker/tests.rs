@@ -1,0 +1,409 @@
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
+
+use super::*;
+
+const ALL: [Policy; 3] = [Policy::LeastLoad, Policy::WeightedRoundRobin, Policy::RoundRobin];
+const MS: u64 = 1_000;
+
+/// A client under a virtual clock: calls end when their endpoint says so.
+struct World {
+    picker: Picker<usize>,
+    fleet: Arc<Fleet>,
+    peers: Vec<Arc<Peer>>,
+    rng: Rng,
+    now_us: u64,
+    /// Ends due: when, endpoint, sent, class.
+    due: BTreeMap<(u64, u64), (usize, u64, Class)>,
+    serial: u64,
+    picks: Vec<u64>,
+}
+
+impl World {
+    fn new(policy: Policy, weights: &[u32], seed: u64) -> Self {
+        let fleet = Arc::new(Fleet::new(seed));
+        let peers: Vec<Arc<Peer>> = (0..weights.len()).map(|n| Arc::new(Peer::new(n as u64))).collect();
+        let picker = picker(policy, &fleet, &peers, weights);
+        let picks = vec![0; weights.len()];
+        let (rng, due) = (Rng::from_seed(seed), BTreeMap::new());
+        Self { picker, fleet, peers, rng, now_us: 1, due, serial: 0, picks }
+    }
+
+    fn pick(&mut self) -> usize {
+        self.pick_except(&[])
+    }
+
+    fn pick_except(&mut self, tried: &[u64]) -> usize {
+        let at = self.picker.pick(self.now_us, &mut self.rng, tried).expect("an endpoint").item;
+        self.picks[at] += 1;
+        at
+    }
+
+    /// Sends a call that ends after so long; `None` is never.
+    fn send(&mut self, at: usize, after_us: Option<u64>, class: Class) {
+        self.peers[at].sent(self.now_us);
+        self.serial += 1;
+        if let Some(after_us) = after_us {
+            self.due.insert((self.now_us + after_us, self.serial), (at, self.now_us, class));
+        }
+    }
+
+    fn advance(&mut self, by_us: u64) {
+        let until_us = self.now_us + by_us;
+        while let Some((&(at_us, serial), _)) = self.due.first_key_value().filter(|(key, _)| key.0 <= until_us) {
+            let (at, sent_us, class) = self.due.remove(&(at_us, serial)).expect("just seen");
+            self.now_us = at_us;
+            self.end(at, sent_us, class);
+        }
+        self.now_us = until_us;
+    }
+
+    fn end(&mut self, at: usize, sent_us: u64, class: Class) {
+        let answered = class != Class::Deadline && class != Class::Cancelled;
+        if answered {
+            self.picker.answered(&self.peers[at], sent_us, self.now_us);
+        }
+        self.picker.ended(&self.peers[at], class, Some(sent_us), answered, self.now_us);
+    }
+
+    fn share(&self, at: usize) -> f64 {
+        self.picks[at] as f64 / self.picks.iter().sum::<u64>() as f64
+    }
+}
+
+fn picker(policy: Policy, fleet: &Arc<Fleet>, peers: &[Arc<Peer>], weights: &[u32]) -> Picker<usize> {
+    let offers = peers.iter().zip(weights).enumerate();
+    let offers = offers.map(|(item, (peer, &weight))| Offer { peer: peer.clone(), weight, priority: 0, ready: true, item });
+    Picker::new(policy, fleet.clone(), offers)
+}
+
+#[test]
+fn shares_follow_weights_at_low_load() {
+    for policy in ALL {
+        for weights in [vec![100; 6], vec![100, 200, 300, 400], vec![10, 100, 100, 100], vec![1, 10_000]] {
+            let mut world = World::new(policy, &weights, 7);
+            for _ in 0..100_000 {
+                let at = world.pick();
+                world.send(at, Some(MS), Class::Ok);
+                world.advance(2 * MS);
+            }
+            let sum: u32 = weights.iter().sum();
+            for (at, weight) in weights.iter().enumerate() {
+                let wanted = f64::from(*weight) / f64::from(sum);
+                assert!((world.share(at) - wanted).abs() <= 0.03 * wanted + 0.001, "{policy:?} {weights:?} {:?}", world.picks);
+            }
+        }
+    }
+}
+
+#[test]
+fn shares_follow_weights_under_load_as_well() {
+    // A starting endpoint among six, eight calls in flight: its share is to be within a quarter of what its weight says.
+    for policy in ALL {
+        for starting in [10, 25, 50] {
+            let weights = [100, 100, 100, 100, 100, 100, starting];
+            let mut world = World::new(policy, &weights, 11);
+            let mut rng = Rng::from_seed(5);
+            for _ in 0..100_000 {
+                let at = world.pick();
+                world.send(at, Some(30 * MS + rng.below(20 * MS)), Class::Ok);
+                world.advance(5 * MS);
+            }
+            let wanted = f64::from(starting) / f64::from(600 + starting);
+            let share = world.share(6);
+            assert!((share - wanted).abs() <= 0.25 * wanted, "{policy:?} {starting}: {share} for {wanted}");
+        }
+    }
+}
+
+#[test]
+fn a_slow_endpoint_gets_less_by_least_load() {
+    let mut world = World::new(Policy::LeastLoad, &[100; 4], 3);
+    for _ in 0..50_000 {
+        let at = world.pick();
+        world.send(at, Some(if at == 0 { 40 * MS } else { 4 * MS }), Class::Ok);
+        world.advance(MS);
+    }
+    assert!(world.share(0) < 0.12, "{:?}", world.picks);
+}
+
+#[test]
+fn even_turns_are_strict() {
+    let mut world = World::new(Policy::RoundRobin, &[100; 5], 9);
+    let first: Vec<usize> = (0..5).map(|_| world.pick()).collect();
+    for _ in 0..20 {
+        assert_eq!((0..5).map(|_| world.pick()).collect::<Vec<_>>(), first);
+    }
+}
+
+#[test]
+fn clients_begin_their_turns_at_different_endpoints() {
+    let mut firsts = vec![0; 10];
+    for seed in 0..1_000 {
+        firsts[World::new(Policy::RoundRobin, &[1; 10], seed).pick()] += 1;
+    }
+    assert!(firsts.iter().all(|n| (50..200).contains(n)), "{firsts:?}");
+}
+
+#[test]
+fn a_stopped_endpoint_gets_two_calls_more_whatever_the_policy() {
+    for policy in ALL {
+        for (rate_us, service_us) in [(MS, 5 * MS), (5 * MS, 40 * MS), (20 * MS, 40 * MS), (500, 2 * MS), (200, MS)] {
+            for seed in 0..20 {
+                let mut world = World::new(policy, &[100; 6], seed);
+                let mut rng = Rng::from_seed(seed ^ 0xABCD);
+                for n in 0..4_000u64 {
+                    let stopped = n >= 1_000;
+                    if n == 1_000 {
+                        world.due.retain(|_, (at, ..)| *at != 0);
+                        world.picks[0] = 0;
+                    }
+                    let at = world.pick();
+                    let took_us = service_us / 2 + rng.below(service_us);
+                    world.send(at, (at != 0 || !stopped).then_some(took_us), Class::Ok);
+                    world.advance(rate_us);
+                    if n > 1_000 && world.now_us - 1_000 * rate_us > SILENCE_CANARY_US {
+                        break;
+                    }
+                }
+                let picks = world.picks[0];
+                assert!(picks <= 2, "{policy:?} rate {rate_us} service {service_us} seed {seed}: {picks}");
+            }
+        }
+    }
+}
+
+#[test]
+fn calls_that_time_out_unanswered_do_not_buy_the_endpoint_new_ones() {
+    let mut world = World::new(Policy::LeastLoad, &[100; 3], 1);
+    for n in 0..3_000u64 {
+        let at = world.pick();
+        if at == 0 {
+            world.send(at, Some(200 * MS), Class::Deadline);
+        } else {
+            world.send(at, Some(2 * MS), Class::Ok);
+        }
+        world.advance(MS);
+        assert!(n < 100 || world.picks[0] <= 2, "{:?}", world.picks);
+    }
+}
+
+#[test]
+fn a_stalled_endpoint_is_suspected_once_and_forgiven_at_its_first_word() {
+    let mut world = World::new(Policy::RoundRobin, &[100; 3], 1);
+    world.send(0, None, Class::Ok);
+    world.send(0, None, Class::Ok);
+    world.advance(10 * MS);
+    world.send(1, Some(MS), Class::Ok);
+    world.advance(100 * MS);
+    assert!(world.picker.is_stalled(&world.peers[0], world.now_us));
+    for _ in 0..6 {
+        assert_ne!(world.pick(), 0);
+    }
+    assert!(world.fleet.take_alarm() && !world.fleet.take_alarm());
+    let named = |world: &World| world.picker.survey(world.now_us).map(|c| c.item).collect::<Vec<_>>();
+    assert_eq!(named(&world), [0]);
+    assert_eq!(named(&world), Vec::<usize>::new());
+    assert!(world.peers[0].is_aside());
+    world.picker.spoke(&world.peers[0], world.now_us);
+    assert!(!world.picker.is_stalled(&world.peers[0], world.now_us) && !world.peers[0].is_aside());
+}
+
+#[test]
+fn a_stalled_endpoint_gets_one_call_now_and_then() {
+    let mut world = World::new(Policy::RoundRobin, &[100; 3], 1);
+    world.send(0, None, Class::Ok);
+    world.send(0, None, Class::Ok);
+    for _ in 0..1_600 {
+        let at = world.pick();
+        world.send(at, (at != 0).then_some(MS), Class::Ok);
+        world.advance(10 * MS);
+    }
+    // Sixteen seconds: at 5, 10 and 15.
+    let picks = world.picks[0];
+    assert!((2..=6).contains(&picks), "{picks}");
+}
+
+#[test]
+fn silence_of_all_is_nobodys() {
+    let mut world = World::new(Policy::RoundRobin, &[100; 3], 1);
+    for _ in 0..30 {
+        let at = world.pick();
+        world.send(at, None, Class::Ok);
+        world.advance(100 * MS);
+    }
+    assert_eq!(world.picks, [10, 10, 10]);
+}
+
+#[test]
+fn a_call_given_up_in_haste_is_no_evidence() {
+    let mut world = World::new(Policy::RoundRobin, &[100; 2], 1);
+    for _ in 0..100 {
+        let at = world.pick();
+        world.send(at, Some(MS), Class::Cancelled);
+        world.advance(2 * MS);
+    }
+    assert_eq!(world.peers[0].unanswered().0 + world.peers[1].unanswered().0, 0);
+    let at = world.pick();
+    world.send(at, Some(400 * MS), Class::Cancelled);
+    world.advance(500 * MS);
+    assert_eq!(world.peers[at].unanswered().0, 1);
+}
+
+#[test]
+fn five_failures_in_a_row_put_aside_and_single_calls_find_out() {
+    for policy in ALL {
+        let mut world = World::new(policy, &[100; 6], 5);
+        let mut canaries = Vec::new();
+        for n in 0..20_000u64 {
+            let at = world.pick();
+            let class = if at == 0 { Class::Endpoint } else { Class::Ok };
+            if at == 0 {
+                canaries.push(n);
+            }
+            world.send(at, Some(MS / 2), class);
+            world.advance(MS);
+        }
+        // Five to begin with, then after about 1, 3 and 7 and 15 s.
+        let failed = canaries.len();
+        assert!((7..=10).contains(&failed), "{policy:?}: {canaries:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_recovers_gets_its_share_again() {
+    let mut world = World::new(Policy::LeastLoad, &[100; 4], 5);
+    for n in 0..10_000u64 {
+        let at = world.pick();
+        let class = if at == 0 && n < 500 { Class::Endpoint } else { Class::Ok };
+        world.send(at, Some(MS / 2), class);
+        world.advance(MS);
+        if n == 5_000 {
+            world.picks = vec![0; 4];
+        }
+    }
+    assert!((world.share(0) - 0.25).abs() < 0.03, "{:?}", world.picks);
+}
+
+#[test]
+fn failing_fast_attracts_no_traffic() {
+    let mut world = World::new(Policy::LeastLoad, &[100; 100], 5);
+    let mut failed = 0u32;
+    for _ in 0..50_000 {
+        let at = world.pick();
+        if at < 2 {
+            failed += 1;
+            world.send(at, Some(100), Class::Endpoint);
+        } else {
+            world.send(at, Some(40 * MS), Class::Ok);
+        }
+        world.advance(MS / 2);
+    }
+    // Evenly spread it would be a thousand.
+    assert!(failed <= 20, "{failed}");
+}
+
+#[test]
+fn at_most_half_are_aside_and_two_always_stay() {
+    for (count, wanted) in [(1, 0), (2, 0), (3, 1), (4, 2), (7, 3), (10, 5)] {
+        let mut world = World::new(Policy::RoundRobin, &vec![100; count], 5);
+        for _ in 0..1_000 {
+            let at = world.pick();
+            world.send(at, Some(10), Class::Endpoint);
+            world.advance(100);
+        }
+        let aside = world.peers.iter().filter(|p| p.breaker.is_aside()).count();
+        assert_eq!(aside, wanted, "of {count}");
+    }
+}
+
+#[test]
+fn callers_mistakes_and_cancellations_put_nobody_aside() {
+    for class in [Class::Caller, Class::Cancelled, Class::Overload] {
+        let mut world = World::new(Policy::RoundRobin, &[100; 6], 5);
+        for _ in 0..200 {
+            let at = world.pick();
+            world.send(at, Some(10), class);
+            world.advance(100);
+        }
+        assert!(world.peers.iter().all(|p| !p.breaker.is_aside()), "{class:?}");
+    }
+}
+
+#[test]
+fn endpoints_tried_already_are_chosen_last() {
+    for policy in ALL {
+        let mut world = World::new(policy, &[100; 3], 5);
+        for _ in 0..100 {
+            assert_eq!(world.pick_except(&[0, 2]), 1);
+        }
+        assert!(world.picker.pick(1, &mut Rng::from_seed(1), &[0, 1, 2]).is_some());
+    }
+}
+
+#[test]
+fn the_best_tier_with_a_ready_endpoint_is_used_and_weight_0_never() {
+    let fleet = Arc::new(Fleet::new(1));
+    let offers = |ready: [bool; 4]| {
+        let tiers = [(0, 100), (0, 0), (1, 100), (2, 100)];
+        let offers = tiers.into_iter().zip(ready).enumerate().map(|(item, ((priority, weight), ready))| Offer {
+            peer: Arc::new(Peer::new(item as u64)),
+            weight,
+            priority,
+            ready,
+            item,
+        });
+        let picker = Picker::new(Policy::LeastLoad, fleet.clone(), offers);
+        picker.candidates().iter().map(|c| c.item).collect::<Vec<_>>()
+    };
+    assert_eq!(offers([true; 4]), [0]);
+    assert_eq!(offers([false, true, true, true]), [2]);
+    assert_eq!(offers([false, true, false, true]), [3]);
+    assert_eq!(offers([false; 4]), Vec::<usize>::new());
+}
+
+#[test]
+fn an_empty_picker_picks_nothing() {
+    for policy in ALL {
+        let picker: Picker<()> = Picker::new(policy, Arc::new(Fleet::new(1)), []);
+        assert!(picker.pick(0, &mut Rng::from_seed(0), &[]).is_none());
+    }
+}
+
+#[test]
+fn a_fresh_endpoint_gets_the_very_next_call_once() {
+    for policy in ALL {
+        let mut world = World::new(policy, &[100; 5], 2);
+        let newcomer = Arc::new(Peer::new(99));
+        newcomer.mark_fresh();
+        world.peers.push(newcomer);
+        world.picks.push(0);
+        world.picker = picker(policy, &world.fleet, &world.peers, &[100, 100, 100, 100, 100, 1]);
+        assert_eq!(world.pick(), 5);
+        let again = (0..20).filter(|_| world.pick() == 5).count();
+        assert!(again <= 2, "{policy:?}: {again}");
+    }
+}
+
+#[test]
+fn same_seed_same_picks() {
+    for policy in ALL {
+        let run = || {
+            let mut world = World::new(policy, &[100, 50, 70], 42);
+            (0..500).map(|_| world.pick()).collect::<Vec<_>>()
+        };
+        assert_eq!(run(), run());
+    }
+}
+
+#[test]
+fn counts_in_flight_come_back_to_nothing() {
+    let mut world = World::new(Policy::LeastLoad, &[100; 3], 42);
+    for _ in 0..1_000 {
+        let at = world.pick();
+        world.send(at, Some(3 * MS), Class::Ok);
+        world.advance(MS);
+    }
+    world.advance(100 * MS);
+    assert!(world.peers.iter().all(|p| p.in_flight() == 0));
+    assert!(world.fleet.life_us.load(Relaxed) > 0);
+}

@@ -1,0 +1,277 @@
+//! The endpoints of a channel's list, and which of them are kept connected. A new list, a connection made and a connection lost
+//! all end in [`Pool::rebuild`], which makes the next picker; calls take whichever picker is there. It refuses to know where
+//! lists come from.
+
+mod view;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use lookaside_proto::v1::EndpointOutcomes;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+pub(crate) use view::View;
+
+use crate::{
+    endpoint::{Endpoint, Link},
+    list::List,
+    picker::{Fleet, Offer, Picker, Rng},
+    snapshot::ListSource,
+};
+
+/// Endpoints that left the list with something untold; beyond this the oldest words are lost.
+const DEPARTED_MAX: usize = 1_000;
+
+pub(crate) type EndpointPicker = Picker<Arc<Endpoint>>;
+
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) service: String,
+    pub(crate) client_id: String,
+    connect_timeout: Duration,
+    me: Weak<Pool>,
+    started: Instant,
+    seed: AtomicU64,
+    fleet: Arc<Fleet>,
+    picker: ArcSwap<EndpointPicker>,
+    state: Mutex<State>,
+    /// Counts pickers; a call without an endpoint waits for the next one.
+    picker_made: watch::Sender<u64>,
+    /// Counts lists.
+    list_changed: watch::Sender<u64>,
+    alarm: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    members: Vec<Member>,
+    /// Gone from the list, with outcomes untold.
+    departed: Vec<Arc<Endpoint>>,
+    view: View,
+    next_id: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Member {
+    endpoint: Arc<Endpoint>,
+    weight: u32,
+    priority: u32,
+}
+
+impl Pool {
+    pub(crate) fn new(service: String, client_id: String, connect_timeout: Duration, seed: u64) -> Arc<Self> {
+        let fleet = Arc::new(Fleet::new(seed));
+        let none = Picker::new(Default::default(), fleet.clone(), []);
+        Arc::new_cyclic(|me| Self {
+            service,
+            client_id,
+            connect_timeout,
+            me: me.clone(),
+            started: Instant::now(),
+            seed: AtomicU64::new(seed),
+            fleet,
+            picker: ArcSwap::from_pointee(none),
+            state: Mutex::default(),
+            picker_made: watch::Sender::new(0),
+            list_changed: watch::Sender::new(0),
+            alarm: Notify::new(),
+        })
+    }
+
+    /// Time since the pool began, microseconds: the picker's clock.
+    pub(crate) fn now_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// A generator of its own for each who asks.
+    pub(crate) fn rng(&self) -> Rng {
+        Rng::from_seed(self.seed.fetch_add(1, Relaxed))
+    }
+
+    pub(crate) fn picker(&self) -> Arc<EndpointPicker> {
+        self.picker.load_full()
+    }
+
+    /// Chooses an endpoint for a call; it counts as in flight there.
+    pub(crate) fn pick(&self, tried: &[u64]) -> Option<Arc<Endpoint>> {
+        let picked = self.picker.load().pick(self.now_us(), &mut self.rng(), tried).map(|c| c.item.clone());
+        if self.fleet.take_alarm() {
+            self.alarm();
+        }
+        picked
+    }
+
+    pub(crate) fn pickers(&self) -> watch::Receiver<u64> {
+        self.picker_made.subscribe()
+    }
+
+    pub(crate) fn lists(&self) -> watch::Receiver<u64> {
+        self.list_changed.subscribe()
+    }
+
+    /// Asks for the outcomes to be told at once.
+    pub(crate) fn alarm(&self) {
+        self.alarm.notify_one();
+    }
+
+    pub(crate) async fn alarmed(&self) {
+        self.alarm.notified().await;
+    }
+
+    /// Puts a list to use.
+    pub(crate) fn apply(&self, list: List, source: ListSource, from: Option<String>) {
+        let mut state = self.state();
+        if state.closed {
+            return;
+        }
+        let mut known: HashMap<String, Arc<Endpoint>> =
+            state.members.drain(..).map(|m| (m.endpoint.address.to_string(), m.endpoint)).collect();
+        // A list in use that grows owes the newcomer its first call at once; a first list owes nobody.
+        let in_use = state.view.source == ListSource::Balancer || state.view.source == ListSource::LastGood;
+        let in_use = in_use && state.view.list.as_ref().is_some_and(List::offers_any);
+        let mut members = Vec::with_capacity(list.endpoints.len());
+        for listed in &list.endpoints {
+            let held = known.remove(&listed.address);
+            // Another incarnation is another process: what was learnt of the old one does not hold for it.
+            let same = |e: &Arc<Endpoint>| {
+                e.incarnation == listed.incarnation || e.incarnation == 0 || listed.incarnation == 0
+            };
+            let (kept, replaced) = match held {
+                Some(endpoint) if same(&endpoint) => (Some(endpoint), None),
+                other => (None, other),
+            };
+            if let Some(endpoint) = replaced {
+                known.insert(listed.address.clone(), endpoint);
+            }
+            let endpoint = match kept {
+                Some(endpoint) => endpoint,
+                None => {
+                    state.next_id += 1;
+                    let Some(endpoint) = Endpoint::new(&listed.address, listed.incarnation, state.next_id) else {
+                        continue;
+                    };
+                    if in_use {
+                        endpoint.peer.mark_fresh();
+                    }
+                    endpoint
+                }
+            };
+            members.push(Member { endpoint, weight: listed.weight, priority: listed.priority });
+        }
+        for endpoint in known.into_values() {
+            endpoint.stop();
+            state.departed.push(endpoint);
+        }
+        let excess = state.departed.len().saturating_sub(DEPARTED_MAX);
+        state.departed.drain(..excess);
+        state.members = members;
+        state.view.hold(list, source, from);
+        self.rebuild_with(&mut state);
+        drop(state);
+        self.list_changed.send_modify(|n| *n += 1);
+    }
+
+    /// Holds no list any more.
+    pub(crate) fn forget(&self) {
+        let mut state = self.state();
+        for member in std::mem::take(&mut state.members) {
+            member.endpoint.stop();
+            state.departed.push(member.endpoint);
+        }
+        state.view.forget();
+        self.rebuild_with(&mut state);
+        drop(state);
+        self.list_changed.send_modify(|n| *n += 1);
+    }
+
+    /// Changes what is known about the list, not the list.
+    pub(crate) fn change_view(&self, change: impl FnOnce(&mut View)) {
+        change(&mut self.state().view);
+    }
+
+    pub(crate) fn with_view<T>(&self, read: impl FnOnce(&View) -> T) -> T {
+        read(&self.state().view)
+    }
+
+    /// Something connected or disconnected: makes the next picker, and sees to it that the right endpoints are kept.
+    pub(crate) fn rebuild(&self) {
+        let mut state = self.state();
+        if !state.closed {
+            self.rebuild_with(&mut state);
+        }
+    }
+
+    fn rebuild_with(&self, state: &mut State) {
+        self.keep_tiers(state);
+        let policy = state.view.list.as_ref().map(|l| l.policy).unwrap_or_default();
+        let offers = state.members.iter().map(|m| Offer {
+            peer: m.endpoint.peer.clone(),
+            weight: m.weight,
+            priority: m.priority,
+            ready: m.endpoint.is_ready(),
+            item: m.endpoint.clone(),
+        });
+        self.picker.store(Arc::new(Picker::new(policy, self.fleet.clone(), offers)));
+        self.picker_made.send_modify(|n| *n += 1);
+    }
+
+    /// Keeps the best tier connected, and the next one as well while the best is in trouble as a whole.
+    fn keep_tiers(&self, state: &State) {
+        let mut tiers: Vec<u32> = state.members.iter().filter(|m| m.weight > 0).map(|m| m.priority).collect();
+        tiers.sort_unstable();
+        tiers.dedup();
+        let in_trouble = |tier: u32| {
+            let mut of_tier = state.members.iter().filter(|m| m.weight > 0 && m.priority == tier);
+            of_tier.all(|m| matches!(m.endpoint.link(), Link::Failed(_)))
+        };
+        let last_wanted = tiers.iter().copied().find(|tier| !in_trouble(*tier)).or(tiers.last().copied());
+        for member in &state.members {
+            let wanted = member.weight > 0 && last_wanted.is_some_and(|last| member.priority <= last);
+            if wanted {
+                let seed = self.rng().next_u64();
+                member.endpoint.start(&self.me, self.connect_timeout, seed);
+            } else {
+                member.endpoint.stop();
+            }
+        }
+    }
+
+    /// Takes the outcomes that nobody was told of yet.
+    pub(crate) fn take_outcomes(&self) -> Vec<EndpointOutcomes> {
+        let now_us = self.now_us();
+        for stalled in self.picker.load().survey(now_us) {
+            stalled.item.tally.suspect("calls stay unanswered while other endpoints answer".to_owned());
+        }
+        let mut state = self.state();
+        let take = |e: &Arc<Endpoint>| e.tally.take(&e.address, e.incarnation, e.peer.in_flight());
+        let mut outcomes: Vec<EndpointOutcomes> = state.members.iter().filter_map(|m| take(&m.endpoint)).collect();
+        outcomes.extend(state.departed.iter().filter_map(take));
+        state.departed.retain(|e| e.peer.in_flight() > 0);
+        outcomes
+    }
+
+    /// The channel is gone: no connection outlives the calls in flight.
+    pub(crate) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        for member in state.members.drain(..) {
+            member.endpoint.stop();
+        }
+        self.picker.store(Arc::new(Picker::new(Default::default(), self.fleet.clone(), [])));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,233 @@
+//! What is known about the list: where it came from, when, and what is wrong. It words the error of a call that finds no
+//! endpoint, since that is made of just these facts.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use tokio::time::Instant;
+
+use super::Pool;
+use crate::{
+    endpoint::Link,
+    list::{List, Listed},
+    snapshot::{EndpointSnapshot, EndpointState, ListSource, Mode, Snapshot, Version},
+};
+
+/// Endpoints named in an error message; the rest is counted.
+const NAMED_MAX: usize = 3;
+
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) source: ListSource,
+    pub(crate) list: Option<List>,
+    /// The balancer that sent the list.
+    from: Option<String>,
+    /// When the list came, or was last confirmed.
+    pub(crate) heard_at: Option<Instant>,
+    /// The balancer connected to now.
+    pub(crate) balancer: Option<String>,
+    /// What the balancer said it cannot do, or why there is none.
+    pub(crate) trouble: String,
+    pub(crate) fallback_configured: bool,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            source: ListSource::None,
+            list: None,
+            from: None,
+            heard_at: None,
+            balancer: None,
+            trouble: String::new(),
+            fallback_configured: false,
+        }
+    }
+}
+
+impl View {
+    pub(super) fn hold(&mut self, list: List, source: ListSource, from: Option<String>) {
+        self.list = Some(list);
+        self.source = source;
+        self.from = from;
+        self.heard_at = Some(Instant::now());
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.list = None;
+        self.source = ListSource::None;
+    }
+
+    /// A balancer confirmed the list held, under this name.
+    pub(crate) fn confirm(&mut self, version: Version, from: String) {
+        if let Some(list) = self.list.as_mut() {
+            list.version = Some(version);
+            self.source = ListSource::Balancer;
+            self.from = Some(from);
+            self.heard_at = Some(Instant::now());
+        }
+    }
+
+    /// A stream to a balancer stands.
+    pub(crate) fn connected(&mut self, balancer: String) {
+        self.balancer = Some(balancer);
+        self.trouble.clear();
+    }
+
+    /// There is none any more; the list keeps serving.
+    pub(crate) fn disconnected(&mut self, trouble: String) {
+        self.balancer = None;
+        self.trouble = trouble;
+        if self.source == ListSource::Balancer {
+            self.source = ListSource::LastGood;
+        }
+    }
+
+    /// The list a balancer sent, whether that balancer is there or away.
+    pub(crate) fn balancers_list(&self) -> Option<&List> {
+        match self.source {
+            ListSource::Balancer | ListSource::LastGood => self.list.as_ref(),
+            ListSource::None | ListSource::Fallback | ListSource::Static => None,
+        }
+    }
+
+    /// "list e7:41 from 127.0.0.1:7400 3s ago"
+    fn describe(&self) -> String {
+        let list = match self.source {
+            ListSource::None => return "no list yet".to_owned(),
+            ListSource::Fallback => return "the fallback".to_owned(),
+            ListSource::Static => return "the static target".to_owned(),
+            ListSource::Balancer | ListSource::LastGood => self.list.as_ref(),
+        };
+        let mut text = "list".to_owned();
+        if let Some(version) = list.and_then(|l| l.version) {
+            let _ = write!(text, " {version}");
+        }
+        if let Some(from) = &self.from {
+            let _ = write!(text, " from {from}");
+        }
+        if let Some(at) = self.heard_at {
+            let _ = write!(text, " {}s ago", at.elapsed().as_secs());
+        }
+        text
+    }
+}
+
+impl Pool {
+    /// Whether waiting for an endpoint makes sense: some connection is wanted, and may yet come about.
+    pub(crate) fn may_get_ready(&self) -> bool {
+        self.with_view(|view| view.list.as_ref().is_some_and(List::offers_any))
+    }
+
+    /// Whether any list is in use.
+    pub(crate) fn has_list(&self) -> bool {
+        self.with_view(|view| view.list.is_some())
+    }
+
+    /// Why there is no endpoint for a call, and what to do about it.
+    pub(crate) fn explain_none(&self) -> String {
+        let state = self.state();
+        let view = &state.view;
+        let mut text = format!("no endpoint for {:?}: {}", self.service, view.describe());
+        match &view.list {
+            None => {}
+            Some(list) if !list.offers_any() => {
+                text.push_str(match list.mode {
+                    Mode::Empty => " is EMPTY",
+                    Mode::Unknown | Mode::Normal | Mode::Panic | Mode::ZoneFailover | Mode::LastGood => {
+                        " offers no endpoint"
+                    }
+                });
+                text.push_str(&reasons(&list.endpoints));
+            }
+            Some(_) => {
+                let wanted: Vec<_> = state.members.iter().filter(|m| m.weight > 0).collect();
+                let _ = write!(text, " has {} endpoints, none connected (", wanted.len());
+                for (n, member) in wanted.iter().take(NAMED_MAX).enumerate() {
+                    let separator = if n == 0 { "" } else { "; " };
+                    let how = match member.endpoint.link() {
+                        Link::Idle => "not tried yet".to_owned(),
+                        Link::Connecting | Link::Ready => "connecting".to_owned(),
+                        Link::Failed(reason) => reason,
+                    };
+                    let _ = write!(text, "{separator}{}: {how}", member.endpoint.address);
+                }
+                if wanted.len() > NAMED_MAX {
+                    let _ = write!(text, "; and {} more", wanted.len() - NAMED_MAX);
+                }
+                text.push(')');
+            }
+        }
+        if let Some(note) = view.list.as_ref().map(|l| &l.note).filter(|n| !n.is_empty()) {
+            let _ = write!(text, "; note: {note}");
+        }
+        if !view.trouble.is_empty() {
+            let _ = write!(text, "; balancer: {}", view.trouble);
+        }
+        match view.source {
+            ListSource::Static | ListSource::Fallback => return text,
+            ListSource::None | ListSource::Balancer | ListSource::LastGood => {}
+        }
+        text.push_str(match view.fallback_configured {
+            true => "; fallback: not used, a list has come",
+            false => "; fallback: none configured",
+        });
+        let _ = write!(text, ". try: lookaside explain {} --client {}", self.service, self.client_id);
+        text
+    }
+
+    /// Copies what is held.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        let view = &state.view;
+        let list = view.list.as_ref();
+        let localities: BTreeMap<&str, &str> =
+            list.iter().flat_map(|l| &l.endpoints).map(|e| (e.address.as_str(), e.locality.as_str())).collect();
+        let endpoints = state.members.iter().map(|m| {
+            let (state, trouble) = match m.endpoint.link() {
+                Link::Idle => (EndpointState::Idle, String::new()),
+                Link::Connecting => (EndpointState::Connecting, String::new()),
+                Link::Ready if m.endpoint.peer.is_aside() => {
+                    (EndpointState::Aside, "its calls fail or stay unanswered".to_owned())
+                }
+                Link::Ready => (EndpointState::Ready, String::new()),
+                Link::Failed(reason) => (EndpointState::Failed, reason),
+            };
+            EndpointSnapshot {
+                address: m.endpoint.address.to_string(),
+                locality: localities.get(&*m.endpoint.address).copied().unwrap_or_default().to_owned(),
+                weight: m.weight,
+                priority: m.priority,
+                state,
+                in_flight: m.endpoint.peer.in_flight(),
+                trouble,
+            }
+        });
+        Snapshot {
+            service: self.service.clone(),
+            client_id: self.client_id.clone(),
+            source: view.source,
+            mode: list.map_or(Mode::Unknown, |l| l.mode),
+            note: list.map(|l| l.note.clone()).unwrap_or_default(),
+            version: list.and_then(|l| l.version),
+            digest: list.map_or(0, |l| l.digest),
+            complete: list.is_some_and(|l| l.complete),
+            policy: list.map(|l| l.policy).unwrap_or_default(),
+            balancer: view.balancer.clone(),
+            trouble: view.trouble.clone(),
+            endpoints: endpoints.collect(),
+        }
+    }
+}
+
+/// " (2 HEALTH_UNREACHABLE, 1 ADMIN_DRAIN)", or nothing.
+fn reasons(endpoints: &[Listed]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for endpoint in endpoints.iter().filter(|e| !e.reason.is_empty()) {
+        *counts.entry(endpoint.reason).or_default() += 1;
+    }
+    if counts.is_empty() {
+        return String::new();
+    }
+    let words: Vec<String> = counts.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    format!(" ({})", words.join(", "))
+}

@@ -1,0 +1,186 @@
+//! Overrides that operators set: what they mean, what they would do, and the order itself.
+
+use std::{net::SocketAddr, time::Duration};
+
+use lookaside_core::{
+    event::{Action, Override, Scope},
+    model::{ServiceName, Version, printable},
+    snapshot::{Mode, Snapshot},
+    table::Effect,
+};
+use lookaside_proto::v1::{self, set_override_response};
+use tonic::{Code, Status};
+
+use super::{Parts, views::count};
+use crate::{
+    convert::{self, refused},
+    driver::{self, unix_ms},
+    telemetry,
+};
+
+/// Sets an override on every service that it means, or says what it would do.
+pub(super) async fn set(
+    parts: &Parts,
+    request: v1::SetOverrideRequest,
+    peer: Option<SocketAddr>,
+) -> Result<v1::SetOverrideResponse, Status> {
+    let wire = request.r#override.unwrap_or_default();
+    let action = convert::action(&wire)?;
+    let done = order(parts, &wire, action, request.for_ms, request.dry_run, peer).await;
+    let result = match (&done, request.dry_run) {
+        (Ok(_), true) => "previewed",
+        (Ok(_), false) => "done",
+        (Err(_), _) => "refused",
+    };
+    metrics::counter!(telemetry::ADMIN_ACTIONS_TOTAL, "action" => name(action), "result" => result).increment(1);
+    done
+}
+
+async fn order(
+    parts: &Parts,
+    wire: &v1::Override,
+    action: Action,
+    for_ms: u64,
+    dry_run: bool,
+    peer: Option<SocketAddr>,
+) -> Result<v1::SetOverrideResponse, Status> {
+    let scope = convert::scope(wire.scope.as_ref())?;
+    let set_at_unix_ms = unix_ms();
+    let words = meant(&parts.snapshot(), &wire.service, &scope)?.into_iter().map(|service| Override {
+        service,
+        scope: scope.clone(),
+        action,
+        reason: printable(&wire.reason),
+        actor: peer.map(|peer| peer.ip().to_string()).unwrap_or_default(),
+        set_at_unix_ms,
+        replica: parts.node.clone(),
+        expires_at_unix_ms: if for_ms == 0 { 0 } else { set_at_unix_ms.saturating_add(for_ms) },
+        remaining: (for_ms > 0).then(|| Duration::from_millis(for_ms)),
+    });
+    let words: Vec<_> = words.collect();
+    let mut effects = Vec::new();
+    // All of them first: an order that one service refuses is refused whole.
+    for word in &words {
+        let effect = parts.driver.preview(word.clone()).await.map_err(|error| status(&error))?;
+        effects.push(say(parts, action, &effect, None));
+    }
+    if !dry_run {
+        effects.clear();
+        for word in words {
+            tracing::info!(
+                service = %word.service, scope = ?word.scope, action = name(action), reason = word.reason, actor = word.actor,
+                "an operator's order"
+            );
+            let (effect, version) = parts.driver.order(word).await.map_err(|error| status(&error))?;
+            effects.push(say(parts, action, &effect, Some(version)));
+        }
+    }
+    Ok(v1::SetOverrideResponse { effects })
+}
+
+/// The services that an order is about.
+fn meant(snapshot: &Snapshot, name: &str, scope: &Scope) -> Result<Vec<ServiceName>, Status> {
+    if let Some(service) = Parts::chosen(snapshot, name)? {
+        return Ok(vec![service]);
+    }
+    let (services, text): (Vec<_>, _) = match scope {
+        Scope::Address(address) => {
+            let having = snapshot.services.values().filter(|service| service.endpoint(address).is_some());
+            (having.map(|service| service.name.clone()).collect(), address.as_str())
+        }
+        Scope::Locality(locality) => {
+            let having = snapshot.services.values();
+            let having = having.filter(|service| service.endpoints.iter().any(|e| e.spec.locality.is_within(locality)));
+            (having.map(|service| service.name.clone()).collect(), locality.as_str())
+        }
+        Scope::Service => {
+            let words = "an order on a whole service names the service";
+            return Err(refused(Code::InvalidArgument, "SERVICE_MISSING", words, &[]));
+        }
+    };
+    if services.is_empty() {
+        let words = format!("no service has an endpoint at {text}");
+        return Err(refused(Code::NotFound, "ENDPOINT_UNKNOWN", words, &[("scope", text)]));
+    }
+    Ok(services)
+}
+
+fn status(error: &driver::Error) -> Status {
+    match error {
+        driver::Error::Refused(refusal) => convert::refusal(refusal),
+        driver::Error::Stopped => Status::unavailable("balancer is draining"),
+    }
+}
+
+fn say(parts: &Parts, action: Action, effect: &Effect, version: Option<Version>) -> set_override_response::Effect {
+    let clients = parts.clients.views().into_iter().filter(|view| view.service == effect.service).count();
+    set_override_response::Effect {
+        service: effect.service.to_string(),
+        addresses: effect.addresses.iter().map(ToString::to_string).collect(),
+        eligible_before: count(effect.eligible_before),
+        eligible_after: count(effect.eligible_after),
+        endpoints: count(effect.endpoints),
+        mode_after: convert::mode(effect.mode_after).into(),
+        clients: count(clients),
+        summary: summary(action, effect),
+        version: version.map(convert::version),
+    }
+}
+
+/// The effect in words. Shares are those of equal weights.
+fn summary(action: Action, effect: &Effect) -> String {
+    let share = |endpoints: usize| 100.0 / endpoints as f64;
+    let (before, after) = (effect.eligible_before, effect.eligible_after);
+    let change = match action {
+        Action::Weight(percent) => format!("weight becomes {percent} % of the configured one"),
+        Action::Drain | Action::Undrain | Action::Disable | Action::Enable if before == after => {
+            "as many endpoints are offered as before".to_owned()
+        }
+        Action::Drain | Action::Undrain | Action::Disable | Action::Enable if after == 0 => {
+            "no endpoint is offered any more".to_owned()
+        }
+        Action::Drain | Action::Undrain | Action::Disable | Action::Enable if before == 0 => {
+            format!("{after} endpoints are offered again")
+        }
+        Action::Drain | Action::Undrain | Action::Disable | Action::Enable => {
+            let verb = if after < before { "grows" } else { "shrinks" };
+            format!("share of the others {verb} from {:.1} % to {:.1} %", share(before), share(after))
+        }
+    };
+    match effect.mode_after {
+        Mode::Normal => change,
+        Mode::Panic => format!("{change}; warning: PANIC, too few are usable and health is ignored"),
+        Mode::LastGood => format!("{change}; warning: LAST_GOOD, the list is kept against the evidence"),
+        Mode::Empty => format!("{change}; warning: EMPTY, calls of this service will fail"),
+    }
+}
+
+fn name(action: Action) -> &'static str {
+    match action {
+        Action::Drain => "drain",
+        Action::Undrain => "undrain",
+        Action::Disable => "disable",
+        Action::Enable => "enable",
+        Action::Weight(_) => "weight",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn effect(eligible_before: usize, eligible_after: usize, mode_after: Mode) -> Effect {
+        let service = ServiceName::parse("greeter").unwrap();
+        Effect { service, addresses: Vec::new(), eligible_before, eligible_after, endpoints: 6, mode_after }
+    }
+
+    #[test]
+    fn an_operator_is_told_what_an_order_costs_the_others() {
+        assert_eq!(
+            summary(Action::Drain, &effect(6, 5, Mode::Normal)),
+            "share of the others grows from 16.7 % to 20.0 %"
+        );
+        assert!(summary(Action::Drain, &effect(1, 0, Mode::Empty)).contains("EMPTY"));
+        assert!(summary(Action::Undrain, &effect(0, 1, Mode::Normal)).contains("offered again"));
+    }
+}

@@ -1,0 +1,327 @@
+//! One answer per service and cohort, computed and encoded once and shared by every stream that asks for it. An answer
+//! is made when the first stream asks, follows the snapshots, and is forgotten with its last stream. Paces as well:
+//! lists that differ in loads alone go out at most once a second.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use lookaside_core::{
+    model::{Cohort, ServiceName, Timestamp},
+    policy::{self, Assignment},
+    snapshot::{ServiceSnapshot, Snapshot},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::encode;
+use crate::{
+    driver::Handle,
+    limits::{HEARTBEAT_PERIOD, LOAD_LIST_PERIOD},
+    telemetry,
+};
+
+/// How often answers are looked at when no snapshot comes: heartbeats and lists held back are due by time.
+const TURN: Duration = Duration::from_millis(250);
+
+/// What a service has for a cohort.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Nothing yet: the balancer has only just started and may still hear of the service.
+    Silent,
+    /// Nobody knows the service.
+    Unknown,
+    /// A list.
+    List(Published),
+}
+
+/// A list, ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Published {
+    /// The list itself; its own version is the one it was first published under.
+    pub(crate) list: Arc<List>,
+    /// What it is called now, also in the frames.
+    pub(crate) version: lookaside_core::model::Version,
+    /// `PickResponse.list` as a gRPC frame.
+    pub(crate) list_frame: Bytes,
+    /// `PickResponse.tick` as a gRPC frame.
+    pub(crate) tick_frame: Bytes,
+    /// When the state of affairs that it shows was taken.
+    pub(crate) at: Timestamp,
+}
+
+/// A list that can be asked about addresses.
+#[derive(Debug)]
+pub(crate) struct List {
+    /// As the policy gave it.
+    pub(crate) assignment: Assignment,
+    by_address: Vec<usize>,
+}
+
+impl List {
+    pub(crate) fn new(assignment: Assignment) -> Self {
+        let mut by_address: Vec<_> = (0..assignment.endpoints.len()).collect();
+        by_address.sort_by_key(|at| &assignment.endpoints[*at].spec.address);
+        Self { assignment, by_address }
+    }
+
+    /// The place of an address; `None` when the list does not name it.
+    pub(crate) fn place(&self, address: &lookaside_core::model::Address) -> Option<&policy::Assigned> {
+        let endpoints = &self.assignment.endpoints;
+        let at = self.by_address.binary_search_by(|at| endpoints[*at].spec.address.cmp(address)).ok()?;
+        endpoints.get(self.by_address[at])
+    }
+}
+
+/// Every answer that somebody asks for.
+pub(crate) struct Cohorts {
+    driver: Handle,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    entries: Mutex<BTreeMap<ServiceName, BTreeMap<Cohort, Entry>>>,
+}
+
+struct Entry {
+    answer: watch::Sender<Arc<Answer>>,
+    /// What the answer was computed from; `None` where there is no service.
+    service: Option<Arc<ServiceSnapshot>>,
+    /// When the last list went out, and the last list or tick.
+    listed_at: Instant,
+    beat_at: Instant,
+}
+
+impl Cohorts {
+    /// Nobody asks yet.
+    pub(crate) fn new(driver: Handle) -> Self {
+        Self { snapshots: driver.snapshots(), driver, entries: Mutex::default() }
+    }
+
+    /// The answer to a cohort, and all later ones.
+    pub(crate) fn subscribe(&self, service: &ServiceName, cohort: &Cohort) -> watch::Receiver<Arc<Answer>> {
+        let mut entries = self.lock();
+        let cohorts = entries.entry(service.clone()).or_default();
+        let entry = cohorts.entry(cohort.clone()).or_insert_with(|| {
+            let now = Instant::now();
+            let mut entry = Entry {
+                answer: watch::Sender::new(Arc::new(Answer::Silent)),
+                service: None,
+                listed_at: now,
+                beat_at: now,
+            };
+            // Under the lock, so that no two computations can overtake each other and a version fall.
+            entry.refresh(service, cohort, &self.snapshots.borrow(), self.driver.now());
+            entry
+        });
+        entry.answer.subscribe()
+    }
+
+    /// Follows the snapshots until `stop` is cancelled.
+    pub(crate) async fn follow(self: Arc<Self>, stop: CancellationToken) {
+        let mut snapshots = self.snapshots.clone();
+        let mut turns = interval(TURN);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = snapshots.changed() => if changed.is_err() { return },
+                _ = turns.tick() => {}
+            }
+            let services: Vec<_> = self.lock().keys().cloned().collect();
+            for service in services {
+                self.refresh(&service);
+                // A service with thousands of endpoints takes milliseconds.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Cohorts that somebody asks for.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        self.lock().values().map(BTreeMap::len).sum()
+    }
+
+    fn refresh(&self, service: &ServiceName) {
+        let mut entries = self.lock();
+        let Some(cohorts) = entries.get_mut(service) else { return };
+        let snapshot = Arc::clone(&self.snapshots.borrow());
+        let now = self.driver.now();
+        cohorts.retain(|_, entry| entry.answer.receiver_count() > 0);
+        for (cohort, entry) in cohorts.iter_mut() {
+            entry.refresh(service, cohort, &snapshot, now);
+        }
+        if cohorts.is_empty() {
+            entries.remove(service);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ServiceName, BTreeMap<Cohort, Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn refresh(&mut self, name: &ServiceName, cohort: &Cohort, snapshot: &Snapshot, now: Timestamp) {
+        let Some(service) = snapshot.services.get(name) else {
+            self.service = None;
+            self.tell_absent(now < snapshot.settled_at);
+            return;
+        };
+        let due = self.beat_at.elapsed() >= HEARTBEAT_PERIOD;
+        if self.service.as_ref().is_some_and(|before| Arc::ptr_eq(before, service)) && !due {
+            return;
+        }
+        let began = Instant::now();
+        let assignment = policy::assign(service, cohort);
+        metrics::counter!(telemetry::DECISIONS_TOTAL, "service" => name.to_string()).increment(1);
+        let current = Arc::clone(&self.answer.borrow());
+        let list = match &*current {
+            Answer::List(held) if held.list.assignment.digest == assignment.digest => {
+                self.service = Some(Arc::clone(service));
+                if !due {
+                    return;
+                }
+                Arc::clone(&held.list)
+            }
+            Answer::List(held)
+                if self.listed_at.elapsed() < LOAD_LIST_PERIOD
+                    && differ_in_loads_alone(&held.list.assignment, &assignment) =>
+            {
+                // Not noted as seen: the next turn comes by again.
+                return;
+            }
+            Answer::List(_) | Answer::Silent | Answer::Unknown => {
+                self.listed_at = began;
+                Arc::new(List::new(assignment))
+            }
+        };
+        self.service = Some(Arc::clone(service));
+        self.beat_at = began;
+        let published = Published {
+            list_frame: encode::list(&list.assignment, service.version),
+            tick_frame: encode::tick(&list.assignment, service),
+            version: service.version,
+            list,
+            at: snapshot.at,
+        };
+        metrics::histogram!(telemetry::DECISION_DURATION_SECONDS).record(began.elapsed());
+        self.answer.send_replace(Arc::new(Answer::List(published)));
+    }
+
+    fn tell_absent(&self, settling: bool) {
+        let absent = if settling { Answer::Silent } else { Answer::Unknown };
+        let same = matches!(
+            (&**self.answer.borrow(), &absent),
+            (Answer::Unknown, Answer::Unknown) | (Answer::Silent, Answer::Silent)
+        );
+        if !same {
+            self.answer.send_replace(Arc::new(absent));
+        }
+    }
+}
+
+/// Whether only order and positive weights changed, so that a second more or less does not matter.
+fn differ_in_loads_alone(before: &Assignment, after: &Assignment) -> bool {
+    let same_frame = before.complete == after.complete
+        && before.mode == after.mode
+        && before.note == after.note
+        && before.policy == after.policy
+        && before.endpoints.len() == after.endpoints.len();
+    same_frame && {
+        let key = |assignment: &Assignment| -> BTreeMap<_, _> {
+            let places = assignment.endpoints.iter().map(|e| {
+                let codes: Vec<_> = e.reasons.iter().map(|(code, _)| *code).collect();
+                (e.spec.address.clone(), (e.spec.clone(), e.priority, e.weight == 0, codes))
+            });
+            places.collect()
+        };
+        key(before) == key(after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lookaside_core::{
+        event::{Backend, Event, LoadReport},
+        model::Locality,
+        policy::ListMode,
+        snapshot::PolicyKind,
+    };
+
+    use super::*;
+    use crate::testing::{address, driver, list, service};
+
+    fn assignment(weights: &[(&str, u32)]) -> Assignment {
+        let endpoints = weights.iter().map(|(at, weight)| policy::Assigned {
+            spec: lookaside_core::model::EndpointSpec::at(address(at)),
+            priority: 0,
+            weight: *weight,
+            reasons: Vec::new(),
+        });
+        Assignment {
+            service: service("greeter"),
+            version: Default::default(),
+            digest: 0,
+            complete: true,
+            mode: ListMode::Normal,
+            note: String::new(),
+            endpoints: endpoints.collect(),
+            policy: PolicyKind::LeastLoad,
+        }
+    }
+
+    #[test]
+    fn order_and_weights_can_wait_and_nothing_else() {
+        let before = assignment(&[("a:1", 100), ("b:1", 100)]);
+        assert!(differ_in_loads_alone(&before, &assignment(&[("b:1", 50), ("a:1", 100)])));
+        for other in [
+            assignment(&[("a:1", 100), ("b:1", 0)]),
+            assignment(&[("a:1", 100)]),
+            assignment(&[("a:1", 100), ("c:1", 100)]),
+            Assignment { mode: ListMode::Panic, ..before.clone() },
+            Assignment { complete: false, ..before.clone() },
+            Assignment { note: "1 excluded".to_owned(), ..before.clone() },
+        ] {
+            assert!(!differ_in_loads_alone(&before, &other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_found_in_a_list_of_any_order() {
+        let list = List::new(assignment(&[("c:1", 1), ("a:1", 2), ("b:1", 0)]));
+        let weight = |at| list.place(&address(at)).map(|place| place.weight);
+        assert_eq!([weight("a:1"), weight("b:1"), weight("c:1"), weight("d:1")], [Some(2), Some(0), Some(1), None]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_never_goes_back_to_an_older_version() {
+        let stop = CancellationToken::new();
+        let driver = driver(&stop);
+        list(&driver, "greeter", &["10.0.0.1:1", "10.0.0.2:1"]).await;
+        let cohorts = Arc::new(Cohorts::new(driver.clone()));
+        tokio::spawn(Arc::clone(&cohorts).follow(stop.clone()));
+        let cohort = Cohort { seed: 0, locality: Locality::unknown() };
+        let mut answer = cohorts.subscribe(&service("greeter"), &cohort);
+        let version = |answer: &Answer| match answer {
+            Answer::List(list) => list.version,
+            other => panic!("{other:?} is no list"),
+        };
+        let mut last = version(&answer.borrow_and_update());
+        for round in 3..30 {
+            list(&driver, "greeter", &["10.0.0.1:1", &format!("10.0.0.{round}:1")]).await;
+            let backend = Backend { service: service("greeter"), address: address("10.0.0.1:1"), incarnation: 0 };
+            driver.tell(Event::LoadReported { backend, load: LoadReport::default() }).await;
+            if answer.has_changed().unwrap() {
+                let now = version(&answer.borrow_and_update());
+                assert!(now > last, "{now:?} after {last:?}");
+                last = now;
+            }
+        }
+        stop.cancel();
+    }
+}

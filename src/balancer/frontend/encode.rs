@@ -1,0 +1,55 @@
+//! Messages as gRPC frames: a flag for compression, the length, the message. Made once, sent to many.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use lookaside_core::{
+    model::Version,
+    policy::Assignment,
+    snapshot::{Code, ServiceSnapshot},
+};
+use lookaside_proto::v1::{self, pick_response::Kind};
+use prost::Message as _;
+
+use crate::convert;
+
+/// Retries a client may send per hundred successes: enough for a bad endpoint, too few to crush the rest.
+const RETRY_BUDGET_PERCENT: u32 = 10;
+
+/// A list under the version it now has.
+pub(super) fn list(assignment: &Assignment, version: Version) -> Bytes {
+    frame(Kind::List(v1::List { version: Some(convert::version(version)), ..convert::list(assignment) }))
+}
+
+/// What the service is at, for those that hold the list already.
+pub(super) fn tick(assignment: &Assignment, service: &ServiceSnapshot) -> Bytes {
+    let utilizations: Vec<u64> = service.offered().filter_map(|e| e.utilization_permille).map(u64::from).collect();
+    let mean = utilizations.iter().sum::<u64>() / (utilizations.len() as u64).max(1);
+    let is_overloaded =
+        |reasons: &[lookaside_core::snapshot::Reason]| reasons.iter().any(|r| r.code == Code::Overloaded);
+    let mut offered = service.offered().peekable();
+    frame(Kind::Tick(v1::Tick {
+        service: assignment.service.to_string(),
+        version: Some(convert::version(service.version)),
+        digest: assignment.digest,
+        complete: assignment.complete,
+        hot_threshold_milli: 0,
+        service_time_us_mean: 0,
+        utilization_permille: u32::try_from(mean).unwrap_or(u32::MAX),
+        overload: offered.peek().is_some() && offered.all(|e| is_overloaded(&e.reasons)),
+        probe_budget_percent: 0,
+        retry_budget_percent: RETRY_BUDGET_PERCENT,
+        report_period_ms: u32::try_from(convert::millis(service.config.report_period)).unwrap_or(u32::MAX),
+    }))
+}
+
+/// Any message.
+pub(super) fn frame(kind: Kind) -> Bytes {
+    let message = v1::PickResponse { kind: Some(kind) };
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(5 + length);
+    frame.put_u8(0);
+    // Far below 4 GiB: a list has at most 10,000 endpoints of a few hundred bytes.
+    frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    // It cannot fail: the buffer grows as needed.
+    let _ = message.encode(&mut frame);
+    frame.freeze()
+}

@@ -1,0 +1,86 @@
+//! The native front end: `lookaside.v1.Balancer/Pick`. A raw service beside the generated ones, since its answers are
+//! bytes that were encoded once for a whole cohort. Per stream one task reads whatever comes at once and sends the
+//! newest of what is due; nothing queues. Translates, and decides nothing.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use lookaside_proto::v1::PickRequest;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status, Streaming, body::Body, codec::Codec as _, server::NamedService, transport::server::TcpConnectInfo,
+};
+use tonic_prost::ProstCodec;
+use tower::Service;
+
+use super::{clients::Clients, cohorts::Cohorts};
+use crate::{accept::Connection, driver::Handle, limits::PICK_REQUEST_BYTES_MAX};
+
+mod frames;
+mod outcomes;
+mod pending;
+mod stream;
+
+const METHOD: &str = "/lookaside.v1.Balancer/Pick";
+
+/// What all streams share.
+pub(crate) struct Shared {
+    /// Where outcomes go.
+    pub(crate) driver: Handle,
+    /// Where lists come from.
+    pub(crate) cohorts: Arc<Cohorts>,
+    /// Where it is noted who has which.
+    pub(crate) clients: Arc<Clients>,
+    /// Cancelled when the balancer is about to stop.
+    pub(crate) draining: CancellationToken,
+}
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct Pick(Arc<Shared>);
+
+impl Pick {
+    pub(crate) fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+}
+
+impl NamedService for Pick {
+    const NAME: &'static str = "lookaside.v1.Balancer";
+}
+
+impl Service<Request<Body>> for Pick {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.uri().path() != METHOD {
+            return ready(Ok(Status::unimplemented("the service has one method: Pick").into_http()));
+        }
+        let (head, body) = request.into_parts();
+        let peer = head.extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        let connection = head.extensions.get::<Connection>().cloned();
+        let decoder = ProstCodec::<(), PickRequest>::default().decoder();
+        let requests = Streaming::new_request(decoder, body, None, Some(PICK_REQUEST_BYTES_MAX));
+        // One frame: what is not sent yet is better decided later.
+        let (out, frames) = mpsc::channel(1);
+        tokio::spawn(stream::serve(Arc::clone(&self.0), peer, connection, requests, out));
+        let mut response = Response::new(Body::new(frames::Frames::new(frames)));
+        response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+        ready(Ok(response))
+    }
+}
+
+#[cfg(test)]
+mod tests;

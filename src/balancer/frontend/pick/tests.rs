@@ -1,0 +1,484 @@
+use std::{net::SocketAddr, time::Duration};
+
+use lookaside_core::{
+    event::{Action, CheckOutcome, Event, Override, Scope},
+    model::{EndpointSpec, Timestamp},
+    snapshot::ServiceConfig,
+};
+use lookaside_proto::v1::{
+    self, Ack, Hello, Outcomes, Reserve, Subscribe, Unsubscribe, balancer_client::BalancerClient,
+    pick_request::Kind as Ask, pick_response::Kind as Said,
+};
+use tokio::time::timeout;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, service::Routes, transport::Channel};
+use tonic_types::StatusExt as _;
+
+use super::*;
+use crate::{
+    config::Limits,
+    testing::{PATIENCE, address, connect, driver_with, eventually, list, serve, service, until},
+};
+
+struct Balancer {
+    driver: Handle,
+    clients: Arc<Clients>,
+    cohorts: Arc<Cohorts>,
+    draining: CancellationToken,
+    address: SocketAddr,
+    stop: CancellationToken,
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn balancer() -> Balancer {
+    balancer_with(ServiceConfig::default()).await
+}
+
+async fn balancer_with(defaults: ServiceConfig) -> Balancer {
+    let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
+    let driver = driver_with(defaults, &stop);
+    let (clients, cohorts) = (Arc::new(Clients::new()), Arc::new(Cohorts::new(driver.clone())));
+    tokio::spawn(Arc::clone(&cohorts).follow(stop.clone()));
+    let pick = Pick::new(Shared {
+        driver: driver.clone(),
+        cohorts: Arc::clone(&cohorts),
+        clients: Arc::clone(&clients),
+        draining: draining.clone(),
+    });
+    // One test lets half a minute pass at once: no sign of life can come in between.
+    let limits = Limits { keepalive_interval: Duration::from_secs(3_600), ..Limits::default() };
+    let address = serve(Routes::new(pick), limits, &stop).await;
+    Balancer { driver, clients, cohorts, draining, address, stop }
+}
+
+struct Client {
+    ask: mpsc::UnboundedSender<v1::PickRequest>,
+    answers: Streaming<v1::PickResponse>,
+}
+
+impl Client {
+    async fn open(channel: Channel) -> Self {
+        let (ask, requests) = mpsc::unbounded_channel();
+        let requests = UnboundedReceiverStream::new(requests);
+        let answers = BalancerClient::new(channel).pick(requests).await.unwrap().into_inner();
+        Self { ask, answers }
+    }
+
+    async fn greeted(balancer: &Balancer, id: &str) -> Self {
+        let client = Self::open(connect(balancer.address).await).await;
+        client.ask(Ask::Hello(Hello { client_id: id.into(), ..Hello::default() }));
+        client
+    }
+
+    fn ask(&self, kind: Ask) {
+        // The stream may have ended already; the test then finds out by reading.
+        let _ = self.ask.send(v1::PickRequest { kind: Some(kind) });
+    }
+
+    fn subscribe(&self, name: &str) {
+        self.ask(Ask::Subscribe(Subscribe { service: name.into() }));
+    }
+
+    async fn answer(&mut self) -> Result<Said, tonic::Status> {
+        let message = timeout(PATIENCE, self.answers.message()).await.expect("there is an answer")?;
+        Ok(message.expect("the stream goes on").kind.expect("an answer says something"))
+    }
+
+    /// The next list, ticks left out.
+    async fn list(&mut self) -> v1::List {
+        loop {
+            match self.answer().await.unwrap() {
+                Said::List(list) => return list,
+                Said::Tick(_) => {}
+                other => panic!("{other:?} is no list"),
+            }
+        }
+    }
+
+    /// Lists until one offers exactly these.
+    async fn offered(&mut self, addresses: &[&str]) -> v1::List {
+        loop {
+            let list = self.list().await;
+            let offered = list.endpoints.iter().filter(|e| e.weight > 0).map(|e| e.address.as_str());
+            if offered.collect::<std::collections::BTreeSet<_>>() == addresses.iter().copied().collect() {
+                return list;
+            }
+        }
+    }
+
+    async fn error(&mut self) -> v1::ServiceError {
+        match self.answer().await.unwrap() {
+            Said::ServiceError(error) => error,
+            other => panic!("{other:?} is no error"),
+        }
+    }
+
+    fn acknowledge(&self, list: &v1::List) {
+        self.ask(Ask::Ack(Ack { service: list.service.clone(), version: list.version, refused: String::new() }));
+    }
+}
+
+async fn drain(balancer: &Balancer, at: &str) {
+    let word = Override {
+        service: service("greeter"),
+        scope: Scope::Address(address(at)),
+        action: Action::Drain,
+        reason: String::new(),
+        actor: String::new(),
+        set_at_unix_ms: 1,
+        replica: String::new(),
+        expires_at_unix_ms: 0,
+        remaining: None,
+    };
+    balancer.driver.ask(Event::OverrideSet { word }).await.unwrap();
+}
+
+/// The status that ends a stream, and `ErrorInfo.reason`.
+async fn refused(client: &mut Client) -> (Code, String) {
+    let status = client.answer().await.unwrap_err();
+    let reason = status.get_error_details().error_info().expect("it has ErrorInfo").reason.clone();
+    (status.code(), reason)
+}
+
+#[tokio::test]
+async fn a_client_gets_a_list_and_then_every_change_of_it() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1", "10.0.0.2:1"]).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    let first = client.offered(&["10.0.0.1:1", "10.0.0.2:1"]).await;
+    assert_eq!((first.service.as_str(), first.version.unwrap().epoch), ("greeter", 7));
+    drain(&balancer, "10.0.0.1:1").await;
+    let second = client.offered(&["10.0.0.2:1"]).await;
+    assert!(second.version.unwrap().sequence > first.version.unwrap().sequence);
+    let drained = second.endpoints.iter().find(|e| e.address == "10.0.0.1:1").expect("it is named, with weight 0");
+    assert_eq!(drained.reasons[0].code(), v1::ReasonCode::AdminDrain);
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_with_the_same_list_gets_a_tick_and_no_list() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    let had = client.offered(&["10.0.0.1:1"]).await;
+    drop(client);
+    let mut again = Client::open(connect(balancer.address).await).await;
+    let held = |digest| v1::HeldList {
+        service: "greeter".into(),
+        version: had.version,
+        digest,
+        endpoints: vec!["10.0.0.1:1".into()],
+    };
+    again.ask(Ask::Hello(Hello { client_id: "web-1".into(), held: vec![held(had.digest)], ..Hello::default() }));
+    again.subscribe("greeter");
+    match again.answer().await.unwrap() {
+        Said::Tick(tick) => assert_eq!((tick.digest, tick.service.as_str()), (had.digest, "greeter")),
+        other => panic!("{other:?} is no tick"),
+    }
+    let mut stranger = Client::open(connect(balancer.address).await).await;
+    stranger.ask(Ask::Hello(Hello { client_id: "web-1".into(), held: vec![held(had.digest + 1)], ..Hello::default() }));
+    stranger.subscribe("greeter");
+    assert_eq!(stranger.list().await.digest, had.digest);
+}
+
+#[tokio::test]
+async fn ticks_follow_as_heartbeats() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    let list = client.offered(&["10.0.0.1:1"]).await;
+    match client.answer().await.unwrap() {
+        Said::Tick(tick) => assert_eq!((tick.digest, tick.report_period_ms), (list.digest, 1_000)),
+        other => panic!("{other:?} is no tick"),
+    }
+}
+
+#[tokio::test]
+async fn one_cohort_shares_its_bytes_and_is_forgotten_with_its_last_stream() {
+    use lookaside_core::model::{Cohort, Locality};
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1", "10.0.0.2:1"]).await;
+    let name = service("greeter");
+    let cohort = |seed| Cohort { seed, locality: Locality::unknown() };
+    let frame = |seed| match &**balancer.cohorts.subscribe(&name, &cohort(seed)).borrow() {
+        crate::frontend::cohorts::Answer::List(list) => list.list_frame.as_ptr(),
+        other => panic!("{other:?} is no list"),
+    };
+    let held = balancer.cohorts.subscribe(&name, &cohort(1));
+    assert_eq!(frame(1), frame(1));
+    assert_ne!(frame(1), frame(2));
+    drop(held);
+    list(&balancer.driver, "greeter", &["10.0.0.3:1"]).await;
+    eventually("cohorts without streams go", || balancer.cohorts.count() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_delays_nobody_and_finds_the_newest_list_when_it_does() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    // A window of 1 KiB is full after a few lists.
+    let narrow = Channel::from_shared(format!("http://{}", balancer.address)).unwrap();
+    let narrow = narrow.initial_stream_window_size(1 << 10).connect().await.unwrap();
+    let mut slow = Client::open(narrow).await;
+    slow.ask(Ask::Hello(Hello { client_id: "slow".into(), ..Hello::default() }));
+    slow.subscribe("greeter");
+    let mut quick = Client::greeted(&balancer, "quick").await;
+    quick.subscribe("greeter");
+    let names: Vec<_> = (1..=40).map(|host| format!("10.0.0.{host}:1")).collect();
+    let mut expected: Vec<&str> = Vec::new();
+    for name in &names {
+        expected.push(name);
+        list(&balancer.driver, "greeter", &expected).await;
+        quick.offered(&expected).await;
+    }
+    // Newest wins: it does not have to read all forty.
+    let mut lists = 0;
+    loop {
+        lists += 1;
+        if slow.list().await.endpoints.len() == expected.len() {
+            break;
+        }
+    }
+    assert!(lists < 40, "{lists} lists had queued");
+}
+
+#[tokio::test]
+async fn an_address_is_held_until_the_client_uses_a_list_without_it() {
+    let balancer = balancer().await;
+    let (name, leaver) = (service("greeter"), address("10.0.0.1:1"));
+    list(&balancer.driver, "greeter", &["10.0.0.1:1", "10.0.0.2:1"]).await;
+    assert!(!balancer.clients.holds(&name, &leaver));
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    let first = client.offered(&["10.0.0.1:1", "10.0.0.2:1"]).await;
+    client.acknowledge(&first);
+    let clients = Arc::clone(&balancer.clients);
+    let in_step = || clients.views().iter().any(|v| v.standing == crate::frontend::clients::Standing::Synced);
+    eventually("the first list is acknowledged", in_step).await;
+    let mut changed = balancer.clients.changed();
+    changed.mark_unchanged();
+    drain(&balancer, "10.0.0.1:1").await;
+    let second = client.offered(&["10.0.0.2:1"]).await;
+    assert!(balancer.clients.holds(&name, &leaver), "it is sent, but nobody said that it is used");
+    client.acknowledge(&second);
+    timeout(PATIENCE, changed.wait_for(|_| !clients.holds(&name, &leaver))).await.expect("it is told").unwrap();
+    // What a client brings with it counts as well.
+    let mut other = Client::open(connect(balancer.address).await).await;
+    let held = v1::HeldList { service: "greeter".into(), endpoints: vec!["10.0.0.1:1".into()], ..Default::default() };
+    other.ask(Ask::Hello(Hello { client_id: "web-2".into(), held: vec![held], ..Hello::default() }));
+    other.subscribe("greeter");
+    let list = other.list().await;
+    assert!(balancer.clients.holds(&name, &leaver));
+    other.acknowledge(&list);
+    eventually("it uses our list", || !clients.holds(&name, &leaver)).await;
+    drop((client, other));
+    eventually("streams are forgotten", || clients.count() == 0).await;
+}
+
+#[tokio::test]
+async fn a_refused_list_is_noted_and_the_one_before_still_held() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1", "10.0.0.2:1"]).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    let first = client.offered(&["10.0.0.1:1", "10.0.0.2:1"]).await;
+    client.acknowledge(&first);
+    drain(&balancer, "10.0.0.1:1").await;
+    let second = client.offered(&["10.0.0.2:1"]).await;
+    client.ask(Ask::Ack(Ack { service: "greeter".into(), version: second.version, refused: "too\nshort".into() }));
+    let view = || balancer.clients.views().pop().unwrap();
+    eventually("it is noted", || view().refused == "too short").await;
+    assert_eq!(view().standing, crate::frontend::clients::Standing::Refused);
+    assert!(balancer.clients.holds(&service("greeter"), &address("10.0.0.1:1")));
+}
+
+#[tokio::test]
+async fn the_first_message_is_a_hello_and_a_good_one() {
+    let balancer = balancer().await;
+    let held = |service: &str| v1::HeldList { service: service.into(), ..Default::default() };
+    let hello =
+        |id: &str, locality: &str| Hello { client_id: id.into(), locality: locality.into(), ..Hello::default() };
+    let cases = [
+        (Ask::Subscribe(Subscribe { service: "greeter".into() }), "HELLO_MISSING"),
+        (Ask::Hello(hello("", "")), "CLIENT_ID_INVALID"),
+        (Ask::Hello(hello("a b", "")), "CLIENT_ID_INVALID"),
+        (Ask::Hello(hello("a", "a/b/c/d")), "LOCALITY_INVALID"),
+        (Ask::Hello(Hello { held: vec![held(""); 2], ..hello("a", "") }), "SERVICE_INVALID"),
+        (Ask::Hello(Hello { held: vec![held("a"); 257], ..hello("a", "") }), "HELD_LISTS_MAX"),
+    ];
+    for (first, reason) in cases {
+        let mut client = Client::open(connect(balancer.address).await).await;
+        client.ask(first);
+        assert_eq!(refused(&mut client).await, (Code::InvalidArgument, reason.to_owned()));
+    }
+    let mut twice = Client::greeted(&balancer, "a").await;
+    twice.ask(Ask::Hello(hello("a", "")));
+    assert_eq!(refused(&mut twice).await, (Code::InvalidArgument, "HELLO_TWICE".to_owned()));
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_ends_its_stream_alone() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let channel = connect(balancer.address).await;
+    let mut good = Client::open(channel.clone()).await;
+    good.ask(Ask::Hello(Hello { client_id: "good".into(), ..Hello::default() }));
+    let mut bad = Client::open(channel).await;
+    bad.ask(Ask::Hello(Hello { client_id: "x".repeat(2 << 20), ..Hello::default() }));
+    assert_eq!(refused(&mut bad).await, (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".to_owned()));
+    good.subscribe("greeter");
+    good.offered(&["10.0.0.1:1"]).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_about_one_service_leaves_the_stream_and_the_others_alone() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    let outcomes = |service: &str, address: &str, ok| {
+        let endpoint = v1::EndpointOutcomes { address: address.into(), ok, ..Default::default() };
+        Ask::Outcomes(Outcomes { service: service.into(), endpoints: vec![endpoint] })
+    };
+    client.subscribe("greeter");
+    client.offered(&["10.0.0.1:1"]).await;
+    let cases = [
+        (Ask::Subscribe(Subscribe { service: "a b".into() }), Code::InvalidArgument, "SERVICE_INVALID"),
+        (Ask::Unsubscribe(Unsubscribe { service: String::new() }), Code::InvalidArgument, "SERVICE_INVALID"),
+        (
+            Ask::Reserve(Reserve { service: "greeter".into(), count: 1 }),
+            Code::Unimplemented,
+            "RESERVATIONS_UNSUPPORTED",
+        ),
+        (outcomes("other", "10.0.0.1:1", 1), Code::InvalidArgument, "OUTCOMES_INVALID"),
+        (outcomes("greeter", "nowhere", 1), Code::InvalidArgument, "OUTCOMES_INVALID"),
+        (outcomes("greeter", "10.0.0.1:1", u64::MAX), Code::InvalidArgument, "OUTCOMES_INVALID"),
+    ];
+    for (wrong, code, reason) in cases {
+        client.ask(wrong);
+        let error = client.error().await;
+        assert_eq!((error.code, error.reason.as_str()), (code as i32, reason));
+    }
+    // Good outcomes, and those of an endpoint that was never listed, are no reason to speak.
+    client.ask(outcomes("greeter", "10.0.0.1:1", 5));
+    client.ask(outcomes("greeter", "10.9.9.9:1", 5));
+    client.ask(Ask::Ack(Ack::default()));
+    client.subscribe("b c");
+    assert_eq!(client.error().await.reason, "SERVICE_INVALID");
+}
+
+#[tokio::test]
+async fn there_is_an_end_to_what_one_stream_may_subscribe() {
+    let balancer = balancer().await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    for number in 0..=1_000 {
+        client.subscribe(&format!("s{number}"));
+    }
+    let error = client.error().await;
+    assert_eq!((error.reason.as_str(), error.service.as_str()), ("SUBSCRIPTIONS_MAX", "s1000"));
+    client.ask(Ask::Unsubscribe(Unsubscribe { service: "s0".into() }));
+    client.subscribe("s1000");
+    list(&balancer.driver, "s1000", &["10.0.0.1:1"]).await;
+    client.offered(&["10.0.0.1:1"]).await;
+}
+
+#[tokio::test]
+async fn a_client_is_told_where_to_go_when_the_balancer_leaves() {
+    let balancer = balancer().await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    client.subscribe("greeter");
+    client.offered(&["10.0.0.1:1"]).await;
+    balancer.draining.cancel();
+    match client.answer().await.unwrap() {
+        Said::Redirect(redirect) => assert!(redirect.balancers.is_empty() && redirect.services.is_empty()),
+        other => panic!("{other:?} is no redirect"),
+    }
+    assert_eq!(client.answer().await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_connection_s_age() {
+    let balancer = balancer().await;
+    let pick = Pick::new(Shared {
+        driver: balancer.driver.clone(),
+        cohorts: Arc::clone(&balancer.cohorts),
+        clients: Arc::clone(&balancer.clients),
+        draining: CancellationToken::new(),
+    });
+    let limits = Limits { connection_age: Duration::from_millis(100), ..Limits::default() };
+    let address = serve(Routes::new(pick), limits, &balancer.stop).await;
+    let mut client = Client::open(connect(address).await).await;
+    client.ask(Ask::Hello(Hello { client_id: "web-1".into(), ..Hello::default() }));
+    assert_eq!(client.answer().await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn who_is_unknown_is_waited_for_after_a_start_and_then_said_to_be_unknown() {
+    let lease = Duration::from_millis(600);
+    let balancer = balancer_with(ServiceConfig { lease, ..ServiceConfig::default() }).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("nobody");
+    let error = client.error().await;
+    assert!(balancer.driver.now().since(Timestamp::default()) >= lease, "it may still have turned up");
+    assert_eq!((error.code, error.reason.as_str()), (Code::NotFound as i32, "SERVICE_UNKNOWN"));
+    // The subscription stays: a list follows when there is one.
+    list(&balancer.driver, "nobody", &["10.0.0.1:1"]).await;
+    client.offered(&["10.0.0.1:1"]).await;
+}
+
+#[tokio::test]
+async fn after_a_start_newcomers_wait_for_others_to_be_heard_and_those_that_come_back_do_not() {
+    let balancer = balancer().await;
+    let (name, endpoint) = (service("greeter"), EndpointSpec::at(address("10.0.0.1:1")));
+    balancer.driver.ask(Event::Registered { service: name.clone(), endpoint }).await.unwrap();
+    let passed =
+        Event::Checked { service: name.clone(), address: address("10.0.0.1:1"), outcome: CheckOutcome::Passed };
+    balancer.driver.ask(passed).await.unwrap();
+    until(&balancer.driver, |s| s.services.get(&name).is_some_and(|s| s.offered().count() == 1)).await;
+    let up = || balancer.driver.now().since(Timestamp::default());
+    let mut newcomer = Client::greeted(&balancer, "new").await;
+    newcomer.subscribe("greeter");
+    let mut old = Client::open(connect(balancer.address).await).await;
+    let held = v1::HeldList { service: "greeter".into(), endpoints: vec!["10.0.0.2:1".into()], ..Default::default() };
+    old.ask(Ask::Hello(Hello { client_id: "old".into(), held: vec![held], ..Hello::default() }));
+    old.subscribe("greeter");
+    let list = old.list().await;
+    let told_at = up();
+    assert!(!list.complete && told_at < Duration::from_secs(2), "{told_at:?}");
+    // It goes on using what the incomplete list does not name.
+    old.acknowledge(&list);
+    let synced = || balancer.clients.views().iter().any(|v| v.who.id.as_str() == "old" && !v.standing.is_bad());
+    eventually("it is acknowledged", synced).await;
+    assert!(balancer.clients.holds(&name, &address("10.0.0.2:1")));
+    assert!(!newcomer.offered(&["10.0.0.1:1"]).await.complete);
+    assert!(up() >= Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_for_long_loses_its_stream() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let narrow = Channel::from_shared(format!("http://{}", balancer.address)).unwrap();
+    let narrow = narrow.initial_stream_window_size(1).connect().await.unwrap();
+    let slow = Client::open(narrow).await;
+    slow.ask(Ask::Hello(Hello { client_id: "slow".into(), ..Hello::default() }));
+    slow.subscribe("greeter");
+    // A window of one byte takes no list: one is in the library's hands, one in the channel, the next one waits.
+    for host in 2..60 {
+        list(&balancer.driver, "greeter", &["10.0.0.1:1", &format!("10.0.0.{host}:1")]).await;
+        tokio::time::pause();
+        tokio::time::advance(crate::limits::UNREAD_MAX).await;
+        tokio::time::resume();
+        if balancer.clients.count() == 0 {
+            return;
+        }
+    }
+    panic!("the stream is still there");
+}

@@ -1,0 +1,107 @@
+use std::time::Duration;
+
+use lookaside_core::model::{EndpointSpec, ServiceName};
+use lookaside_proto::v1::{
+    GetStatusRequest, PickRequest, PickResponse, admin_client::AdminClient, balancer_client::BalancerClient,
+    pick_request, pick_response,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus as Health, health_client::HealthClient,
+};
+
+use super::*;
+use crate::{
+    config::Listen,
+    testing::{PATIENCE, address, connect},
+};
+
+fn config() -> Config {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let service = crate::config::Service {
+        name: ServiceName::parse("greeter").unwrap(),
+        config: Default::default(),
+        endpoints: Some(vec![EndpointSpec::at(address("127.0.0.1:9"))]),
+    };
+    Config { listen: Listen { client: any, admin: any, metrics: any }, services: vec![service], ..Config::default() }
+}
+
+async fn get(address: SocketAddr, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+/// Opens a pick stream that subscribes to nothing.
+async fn pick(address: SocketAddr) -> (mpsc::UnboundedSender<PickRequest>, tonic::Streaming<PickResponse>) {
+    let (ask, requests) = mpsc::unbounded_channel();
+    let hello = lookaside_proto::v1::Hello { client_id: "web-1".into(), ..Default::default() };
+    ask.send(PickRequest { kind: Some(pick_request::Kind::Hello(hello)) }).unwrap();
+    let mut client = BalancerClient::new(connect(address).await);
+    (ask, client.pick(UnboundedReceiverStream::new(requests)).await.unwrap().into_inner())
+}
+
+#[tokio::test]
+async fn a_balancer_answers_on_all_its_listeners_and_leaves_in_good_order() {
+    let shutdown = CancellationToken::new();
+    let running = run(config(), shutdown.clone()).await.unwrap();
+    let at = running.addresses;
+    let status = AdminClient::new(connect(at.admin).await).get_status(GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.client_address, at.client.to_string());
+    assert_eq!(status.services[0].name, "greeter");
+    let mut health = HealthClient::new(connect(at.client).await);
+    let mut watch =
+        health.watch(HealthCheckRequest { service: "lookaside.v1.Balancer".into() }).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), Health::Serving);
+    assert_eq!(get(at.metrics, "/readyz").await.0, "HTTP/1.1 200 OK");
+    let (_ask, mut answers) = pick(at.client).await;
+    let began = Instant::now();
+    shutdown.cancel();
+    // Health goes, the stream is told to move on, readiness is gone; then it is over.
+    assert_eq!(timeout(PATIENCE, watch.message()).await.unwrap().unwrap().unwrap().status(), Health::NotServing);
+    let moved = timeout(PATIENCE, answers.message()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(moved.kind, Some(pick_response::Kind::Redirect(_))));
+    assert_eq!(get(at.metrics, "/readyz").await.0, "HTTP/1.1 503 Service Unavailable");
+    drop((watch, health, answers));
+    timeout(PATIENCE, running.finished()).await.expect("it ends").unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(TcpStream::connect(at.client).await.is_err());
+}
+
+#[tokio::test]
+async fn metrics_are_in_the_format_of_prometheus_and_all_declared() {
+    let running = run(config(), CancellationToken::new()).await.unwrap();
+    let (status, page) = get(running.addresses.metrics, "/metrics").await;
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    assert!(page.contains("lookaside_service_list_mode{service=\"greeter\",mode=\"NORMAL\"}"), "{page}");
+    for line in page.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        let name = name.split('{').next().unwrap();
+        let declared = |d: &str| name.strip_prefix(d).is_some_and(|r| ["", "_bucket", "_sum", "_count"].contains(&r));
+        assert!(telemetry::METRICS.iter().any(|(d, ..)| declared(d)), "{name} is not declared");
+        assert!(!line.contains("127.0.0.1:9"), "a label is never an endpoint: {line}");
+    }
+    assert_eq!(get(running.addresses.metrics, "/livez").await.0, "HTTP/1.1 200 OK");
+    assert_eq!(get(running.addresses.metrics, "/nothing").await.0, "HTTP/1.1 404 Not Found");
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let holder = std::net::TcpListener::bind(taken).unwrap();
+    let mut config = config();
+    config.listen.admin = taken;
+    let error = run(config, CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(error.contains(&taken.to_string()) && error.contains("admin"), "{error}");
+    drop(holder);
+}

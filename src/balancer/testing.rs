@@ -1,0 +1,85 @@
+//! What tests of several rooms share: a driver with endpoints that passed their checks, and real sockets before it.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use lookaside_core::{
+    event::{CheckOutcome, Event},
+    model::{Address, EndpointSpec, ServiceName, SourceId},
+    snapshot::{ServiceConfig, Snapshot},
+};
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{service::Routes, transport::Channel};
+
+use crate::{
+    accept::{self, Acceptor},
+    config::Limits,
+    driver::{self, Handle},
+};
+
+/// Longer than anything here takes on a busy machine, so that a test fails instead of hanging.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn service(name: &str) -> ServiceName {
+    ServiceName::parse(name).unwrap()
+}
+
+pub(crate) fn address(text: &str) -> Address {
+    Address::parse(text).unwrap()
+}
+
+/// A driver that knows nothing.
+pub(crate) fn driver(stop: &CancellationToken) -> Handle {
+    driver_with(ServiceConfig::default(), stop)
+}
+
+/// The same, with other defaults for services.
+pub(crate) fn driver_with(defaults: ServiceConfig, stop: &CancellationToken) -> Handle {
+    let start = driver::Start { epoch: 7, defaults, overrides: Vec::new(), store: None };
+    driver::start(start, stop.clone()).0
+}
+
+/// Lists endpoints for a service, all of which pass their first check.
+pub(crate) async fn list(driver: &Handle, name: &str, addresses: &[&str]) {
+    let endpoints: Vec<_> = addresses.iter().map(|text| EndpointSpec::at(address(text))).collect();
+    let source = SourceId::parse("file").unwrap();
+    driver.ask(Event::EndpointsListed { source, service: service(name), endpoints }).await.unwrap();
+    for text in addresses {
+        let outcome = CheckOutcome::Passed;
+        driver.ask(Event::Checked { service: service(name), address: address(text), outcome }).await.unwrap();
+    }
+    until(driver, |snapshot| {
+        let service = snapshot.services.get(&service(name));
+        service.is_some_and(|s| addresses.iter().all(|a| s.endpoint(&address(a)).is_some_and(|e| e.check.is_some())))
+    })
+    .await;
+}
+
+/// Waits for a state of affairs.
+pub(crate) async fn until(driver: &Handle, is: impl FnMut(&Arc<Snapshot>) -> bool) {
+    let mut snapshots = driver.snapshots();
+    timeout(PATIENCE, snapshots.wait_for(is)).await.expect("it comes in time").expect("the driver lives");
+}
+
+/// Waits for a condition that nobody announces.
+pub(crate) async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+    let wait = async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+/// Serves on a port of the kernel's choice.
+pub(crate) async fn serve(routes: Routes, limits: Limits, stop: &CancellationToken) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = Acceptor::new("test", listener, limits.connections);
+    tokio::spawn(accept::serve(acceptor, routes, limits, stop.clone()));
+    address
+}
+
+pub(crate) async fn connect(address: SocketAddr) -> Channel {
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}

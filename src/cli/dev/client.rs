@@ -1,0 +1,72 @@
+//! `lookaside dev client`: open-loop load through the SDK, from a process of its own.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use lookaside_load::generator;
+
+use super::live::Live;
+use super::{follow, start_load, summary};
+use crate::exit::Failure;
+use crate::signals::Stop;
+use crate::{Global, address, duration};
+
+/// Send load to demo backends through the SDK; latency counts from the scheduled start of each call
+#[derive(clap::Args)]
+#[command(after_help = "Example:
+  lookaside dev client --service greeter --balancer 127.0.0.1:7400 --clients 3 --rate 600 --for 20s -o json
+
+The summary goes to stdout at the end, or at Ctrl-C; exit 0 whatever becomes of the calls.
+A call beyond 10000 in flight is not sent: it counts as failed with RESOURCE_EXHAUSTED.")]
+pub(crate) struct Args {
+    /// Service to call
+    #[arg(long)]
+    service: String,
+    /// Client listeners of the balancers to ask
+    #[arg(long, value_name = "ADDR[,ADDR]", value_delimiter = ',', required = true, value_parser = address::parse)]
+    balancer: Vec<String>,
+    /// Clients, each with a pick stream and connections of its own
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    clients: u16,
+    /// They call themselves this, a dash and a number [default: a random name]
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    client_id: String,
+    /// region/zone/subzone they say they are in
+    #[arg(long, default_value = "", hide_default_value = true)]
+    locality: String,
+    /// Calls per second, all clients together
+    #[arg(long, value_name = "R", default_value_t = 600.0)]
+    rate: f64,
+    /// How long calls are started
+    #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = duration::parse)]
+    for_: Duration,
+    /// Deadline of each call
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
+    deadline: Duration,
+    /// Times between calls vary as those of independent callers do
+    #[arg(long)]
+    poisson: bool,
+    /// Backends wait this long between the work and the answer
+    #[arg(long, value_name = "DURATION", default_value = "0", value_parser = duration::parse)]
+    answer_delay: Duration,
+}
+
+/// Sends the load and prints the summary. Fails when no balancer gives a list.
+pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
+    let mut stop = Stop::catch()?;
+    let load = start_load(generator::Config {
+        clients: usize::from(args.clients),
+        client_id: args.client_id,
+        locality: args.locality,
+        rate_per_s: args.rate,
+        duration: Some(args.for_),
+        deadline: args.deadline,
+        poisson: args.poisson,
+        answer_delay: args.answer_delay,
+        ..generator::Config::new(args.service, &args.balancer)
+    })
+    .await?;
+    let live = RefCell::new(Live::new());
+    let summary = follow(&load, &live, &mut stop).await;
+    summary::print(global, &summary)
+}

@@ -1,0 +1,510 @@
+//! The rules of the house that no compiler checks: who may import whom, how long a file may be, which words public names
+//! are made of, and that nothing stands there undocumented, unlisted or unfinished. `cargo tidy` runs it.
+//!
+//! A rule that is in the way is changed here and in `src/README.md`, in a change of its own; it is not worked around.
+
+#![allow(clippy::unwrap_used, reason = "a test suite: what cannot be is a failed test")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+#[path = "tidy/source.rs"]
+mod source;
+
+use source::Source;
+
+/// Lines a file may have, tests apart. Beyond it a file does more than one thing.
+const FILE_LINES_MAX: usize = 500;
+
+/// Lines of tests at the foot of a file; beyond it they move to a file of their own.
+const TESTS_LINES_MAX: usize = 150;
+
+/// Workspace crates that each crate may use outside its tests. Cargo lets no crate use what its Cargo.toml does not name.
+const CRATES: [(&str, &[&str]); 8] = [
+    ("proto", &[]),
+    ("src/core", &[]),
+    ("src/balancer", &["core", "proto"]),
+    ("client-sdk", &["proto"]),
+    ("src/sim", &["core", "sdk"]),
+    ("src/load", &["sdk", "proto"]),
+    ("src/cli", &["balancer", "sim", "load", "sdk", "proto"]),
+    ("tests", &["core", "balancer", "sim", "load", "sdk", "proto"]),
+];
+
+/// Within a crate: files under the first are not to name anything under the others. The table lists modules.
+const ROOMS: [(&str, &str, &[&str]); 12] = [
+    ("src/core", "table", &["policy", "explain", "decision"]),
+    ("src/core", "policy", &["table", "event", "explain", "decision"]),
+    ("src/core", "model", &["table", "policy", "snapshot", "event", "explain", "decision"]),
+    ("src/core", "snapshot", &["table", "policy", "explain", "decision"]),
+    ("src/balancer", "source", &["signal", "frontend", "admin"]),
+    ("src/balancer", "signal", &["source", "frontend", "admin"]),
+    ("src/balancer", "frontend", &["source", "signal", "admin"]),
+    ("src/balancer", "admin", &["source", "signal"]),
+    ("src/balancer", "driver", &["source", "signal", "frontend", "admin"]),
+    ("src/balancer", "store", &["source", "signal", "frontend", "admin"]),
+    ("src/balancer", "convert", &["source", "signal", "frontend", "admin", "driver"]),
+    ("src/balancer", "config", &["source", "signal", "frontend", "admin", "driver"]),
+];
+
+/// Words that are not ours, and what we say instead. A public name is made of ours.
+const GLOSSARY: [(&str, &str); 25] = [
+    ("cluster", "service"),
+    ("app", "service"),
+    ("node", "endpoint"),
+    ("server", "endpoint or balancer"),
+    ("datacenter", "locality"),
+    ("site", "locality"),
+    ("level", "priority"),
+    ("score", "weight"),
+    ("alive", "health"),
+    ("stats", "load"),
+    ("provider", "source"),
+    ("collector", "signal"),
+    ("member", "peer"),
+    ("shard", "subset"),
+    ("slice", "subset"),
+    ("route", "pick"),
+    ("select", "pick"),
+    ("ban", "ejection"),
+    ("banned", "ejected"),
+    ("blacklist", "ejection"),
+    ("whitelist", "allow"),
+    ("dead", "stale"),
+    ("ttl", "lease"),
+    ("upstream", "endpoint"),
+    ("downstream", "client"),
+];
+
+/// Public names that may hold such a word, and why.
+const GLOSSARY_EXCEPTIONS: [(&str, &str); 4] = [
+    ("Node", "the key `node` of the configuration: this balancer among its replicas"),
+    ("node", "likewise"),
+    ("into_server", "tonic's word for what serves a gRPC service"),
+    ("Level", "of logs"),
+];
+
+#[test]
+fn every_rule_of_the_house_is_kept() {
+    let house = House::read();
+    let rules: [fn(&House) -> Vec<String>; 14] = [
+        crates_use_only_crates_they_may,
+        rooms_do_not_know_each_other,
+        the_picker_stands_on_std_alone,
+        files_are_short,
+        modules_open_with_prose,
+        every_file_is_part_of_a_crate,
+        public_names_are_of_the_glossary,
+        metrics_are_declared_counted_and_documented,
+        configuration_keys_are_documented,
+        suites_are_listed,
+        nothing_is_unfinished,
+        tests_wait_for_conditions,
+        documents_name_files_that_are_there,
+        decision_notes_have_their_parts,
+    ];
+    let breaches: Vec<String> = rules.iter().flat_map(|rule| rule(&house)).collect();
+    assert!(breaches.is_empty(), "{} rules broken:\n{}", breaches.len(), breaches.join("\n"));
+}
+
+/// Everything in the workspace that the rules are about.
+struct House {
+    rust: Vec<Source>,
+    manifests: BTreeMap<String, String>,
+    documents: BTreeMap<String, String>,
+    yaml: String,
+    files: Vec<String>,
+}
+
+impl House {
+    fn read() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut files = Vec::new();
+        walk(&root, "", &mut files);
+        let of = |end: &str| files.iter().filter(|file| file.ends_with(end)).cloned().collect::<Vec<_>>();
+        let text = |path: &String| (path.clone(), fs::read_to_string(root.join(path)).unwrap());
+        Self {
+            rust: of(".rs").iter().map(|path| Source::read(&root, path)).collect(),
+            manifests: of("Cargo.toml").iter().map(text).collect(),
+            documents: of(".md").iter().map(text).collect(),
+            yaml: fs::read_to_string(root.join("deploy/lookaside.yaml")).unwrap(),
+            files,
+        }
+    }
+
+    fn within<'a>(&'a self, folder: &'a str) -> impl Iterator<Item = &'a Source> {
+        self.rust.iter().filter(move |file| file.path.starts_with(folder))
+    }
+
+    fn file(&self, path: &str) -> &Source {
+        self.rust.iter().find(|file| file.path == path).unwrap_or_else(|| panic!("{path} is gone; so is a rule on it"))
+    }
+}
+
+fn walk(root: &Path, folder: &str, files: &mut Vec<String>) {
+    for entry in fs::read_dir(root.join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+        let is_output = name == "target" || name.starts_with('.') || path == "tests/fuzz";
+        if entry.file_type().unwrap().is_dir() {
+            if !is_output {
+                walk(root, &path, files);
+            }
+        } else {
+            files.push(path);
+        }
+    }
+    files.sort();
+}
+
+/// Crates that a manifest names in a section, without those for tests and builds.
+fn dependencies(manifest: &str) -> Vec<(usize, String)> {
+    let mut section = String::new();
+    let mut names = Vec::new();
+    for (at, line) in manifest.lines().enumerate() {
+        if let Some(header) = line.strip_prefix('[') {
+            section = header.trim_end_matches(']').to_owned();
+            names.extend(section.strip_prefix("dependencies.").map(|name| (at + 1, name.to_owned())));
+        } else if section == "dependencies" {
+            let name: String = line.chars().take_while(|c| c.is_alphanumeric() || "-_".contains(*c)).collect();
+            names.extend(Some(name).filter(|name| !name.is_empty()).map(|name| (at + 1, name)));
+        }
+    }
+    names
+}
+
+fn crates_use_only_crates_they_may(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    let mut binaries = Vec::new();
+    for (path, manifest) in &house.manifests {
+        let folder = path.trim_end_matches("Cargo.toml").trim_end_matches('/');
+        binaries.extend(manifest.matches("[[bin]]").map(|_| path.as_str()));
+        if folder.is_empty() {
+            continue;
+        }
+        let Some((_, allowed)) = CRATES.iter().find(|(known, _)| *known == folder) else {
+            breaches.push(format!("{path}:1: a crate that the table of crates in tests/tidy.rs does not know"));
+            continue;
+        };
+        for (line, name) in dependencies(manifest) {
+            let ours = name.strip_prefix("lookaside-");
+            if ours.is_some_and(|ours| !allowed.contains(&ours)) {
+                breaches.push(format!("{path}:{line}: {folder} may not use {name}"));
+            }
+            if folder == "src/core" && !["serde", "thiserror"].contains(&name.as_str()) {
+                breaches
+                    .push(format!("{path}:{line}: the core stands on std, serde and thiserror alone, not on {name}"));
+            }
+            if name == "anyhow" && folder != "src/cli" {
+                breaches.push(format!("{path}:{line}: anyhow is for src/cli alone; elsewhere errors have types"));
+            }
+        }
+    }
+    if binaries != ["src/cli/Cargo.toml"] {
+        breaches.push(format!("Cargo.toml: one [[bin]] in the workspace, that of src/cli, not {binaries:?}"));
+    }
+    breaches
+}
+
+fn rooms_do_not_know_each_other(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for (of, room, others) in ROOMS {
+        let inside = |file: &&Source| file.module().first().is_some_and(|first| first == room);
+        for file in house.within(&format!("{of}/")).filter(inside) {
+            for (line, path) in file.paths() {
+                let to = path.strip_prefix("crate::").and_then(|rest| rest.split("::").next()).unwrap_or("");
+                if others.contains(&to) {
+                    breaches.push(format!("{}:{line}: in {of}, `{room}` may not know `{to}` ({path})", file.path));
+                }
+            }
+        }
+    }
+    breaches
+}
+
+fn the_picker_stands_on_std_alone(house: &House) -> Vec<String> {
+    let files: Vec<&Source> = house.within("client-sdk/src/picker").collect();
+    let modules: BTreeSet<String> = files.iter().filter_map(|file| file.module().pop()).collect();
+    let mut breaches = Vec::new();
+    for file in files {
+        for (line, path) in file.paths() {
+            let first = path.split("::").next().unwrap_or("");
+            let ours = path.starts_with("crate::picker") || modules.contains(first);
+            if !ours && !["std", "core"].contains(&first) && !first.is_empty() {
+                breaches.push(format!("{}:{line}: the picker stands on std alone, not on {path}", file.path));
+            }
+        }
+    }
+    breaches
+}
+
+fn files_are_short(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for file in house.rust.iter().filter(|file| !file.path.ends_with("/tests.rs")) {
+        let (lines, tests) = (file.tests_at, file.code.len() - file.tests_at);
+        if lines > FILE_LINES_MAX {
+            breaches.push(format!("{}:{lines}: {lines} lines, at most {FILE_LINES_MAX} without tests", file.path));
+        }
+        if tests > TESTS_LINES_MAX {
+            breaches.push(format!(
+                "{}:{}: {tests} lines of tests, past {TESTS_LINES_MAX} they move to a file of their own",
+                file.path,
+                lines + 1
+            ));
+        }
+    }
+    breaches
+}
+
+fn modules_open_with_prose(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for file in &house.rust {
+        if file.path.ends_with("/mod.rs") {
+            breaches.push(format!("{}:1: module `x` is `x.rs`; there is no mod.rs", file.path));
+        }
+        let is_prose = |line: &str| line.strip_prefix("//! ").is_some_and(|prose| prose.len() >= 20);
+        if !file.path.ends_with("/tests.rs") && !file.text.lines().next().is_some_and(is_prose) {
+            breaches.push(format!("{}:1: a file opens with `//!` prose: what it is for, what it refuses", file.path));
+        }
+    }
+    breaches
+}
+
+fn every_file_is_part_of_a_crate(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for file in house.rust.iter().filter(|file| !file.path.starts_with("tests/")) {
+        let module = file.module();
+        let Some((name, outer)) = module.split_last() else { continue };
+        if file.path.contains("/examples/") || file.path.contains("/benches/") {
+            continue;
+        }
+        let depth = module.join("/").len() + ".rs".len();
+        let root = &file.path[..file.path.len() - depth];
+        let parents: Vec<String> = match outer.join("/") {
+            none if none.is_empty() => vec![format!("{root}lib.rs"), format!("{root}main.rs")],
+            outer => vec![format!("{root}{outer}.rs")],
+        };
+        let declares = |parent: &&Source| {
+            let declared = format!("mod {name};");
+            parents.contains(&parent.path) && parent.code.iter().any(|line| line.trim_end().ends_with(&declared))
+        };
+        if house.rust.iter().find(declares).is_none() {
+            breaches.push(format!("{}:1: no `mod {name};` in {}: it is not compiled", file.path, parents.join(" or ")));
+        }
+    }
+    breaches
+}
+
+fn public_names_are_of_the_glossary(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for file in house.rust.iter().filter(|file| !file.path.starts_with("tests/")) {
+        for (line, name) in file.public_names() {
+            if GLOSSARY_EXCEPTIONS.iter().any(|(excepted, _)| *excepted == name) {
+                continue;
+            }
+            for word in words(&name) {
+                if let Some((_, ours)) = GLOSSARY.iter().find(|(theirs, _)| *theirs == word) {
+                    breaches.push(format!("{}:{line}: `{name}`: we do not say {word}, we say {ours}", file.path));
+                }
+            }
+        }
+    }
+    breaches
+}
+
+/// `TtlMs`, `ttl_ms` and `TTL_MS` as `ttl`, `ms`.
+fn words(name: &str) -> Vec<String> {
+    let mut spread = String::new();
+    let mut small_before = false;
+    for c in name.chars() {
+        if c.is_uppercase() && small_before {
+            spread.push('_');
+        }
+        small_before = c.is_lowercase();
+        spread.extend(c.to_lowercase());
+    }
+    spread.split('_').map(str::to_owned).collect()
+}
+
+fn metrics_are_declared_counted_and_documented(house: &House) -> Vec<String> {
+    let declared = house.file("src/balancer/telemetry.rs");
+    let mut breaches = Vec::new();
+    for (at, line) in declared.text.lines().enumerate().take(declared.tests_at) {
+        let quoted: Vec<&str> = line.split('"').collect();
+        let [head, name, _, help, _] = quoted.as_slice() else { continue };
+        let Some(constant) = head.split_whitespace().next().filter(|_| name.starts_with("lookaside_")) else {
+            continue;
+        };
+        let place = format!("{}:{}", declared.path, at + 1);
+        if help.len() < 5 {
+            breaches.push(format!("{place}: metric {name} says not what it means"));
+        }
+        let counts = |file: &&Source| {
+            file.path != declared.path && file.product().any(|(_, line)| words_of(line).any(|word| word == constant))
+        };
+        if house.within("src/balancer/").find(counts).is_none() {
+            breaches.push(format!("{place}: metric {name} is declared, and nothing counts it"));
+        }
+    }
+    for file in house.within("src/balancer/").filter(|file| file.path != declared.path) {
+        for (line, code) in file.product() {
+            let text = file.text.lines().nth(line - 1).unwrap_or("");
+            if text.contains("\"lookaside_") {
+                breaches.push(format!("{}:{line}: metrics are declared in {} alone", file.path, declared.path));
+            }
+            let labels = ["endpoint", "client", "client_id", "address"].map(|label| format!("\"{label}\" =>"));
+            if code.contains("=>") && labels.iter().any(|label| text.contains(label)) {
+                breaches.push(format!("{}:{line}: a label is never an endpoint or a client", file.path));
+            }
+        }
+    }
+    breaches
+}
+
+fn words_of(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|c: char| !(c.is_alphanumeric() || c == '_'))
+}
+
+/// The fields of the forms that the configuration file is read into are its keys.
+fn configuration_keys_are_documented(house: &House) -> Vec<String> {
+    let key = |line: &str| {
+        let line = line.trim_start_matches([' ', '#', '-']);
+        line.split_once(':').map(|(key, _)| key.trim().to_owned())
+    };
+    let documented: BTreeSet<String> = house.yaml.lines().filter_map(key).collect();
+    let mut breaches = Vec::new();
+    for file in house.within("src/balancer/config/") {
+        let mut of_a_form = false;
+        for (number, line) in file.product() {
+            match line.trim() {
+                line if line.starts_with("#[derive(") => of_a_form = words_of(line).any(|word| word == "Deserialize"),
+                "}" => of_a_form = false,
+                line => {
+                    let field = line.split_once(": ").map(|(name, _)| name.trim_start_matches("pub(super) "));
+                    let is_name = |name: &&str| name.chars().all(|c| c.is_lowercase() || c == '_');
+                    if let Some(field) = field.filter(|_| of_a_form).filter(is_name)
+                        && !documented.contains(field)
+                    {
+                        breaches.push(format!("{}:{number}: key `{field}` is not in deploy/lookaside.yaml", file.path));
+                    }
+                }
+            }
+        }
+    }
+    breaches
+}
+
+fn suites_are_listed(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    let listed: String =
+        house.manifests.values().flat_map(|manifest| manifest.lines()).fold(String::new(), |all, line| {
+            let path = line.strip_prefix("path = \"").map(|path| path.trim_start_matches("../").trim_end_matches('"'));
+            all + path.unwrap_or("") + "\n"
+        });
+    for file in house.within("tests/").filter(|file| file.path != "tests/lib.rs") {
+        let name = file.path.trim_start_matches("tests/");
+        let is_suite = !name.contains('/') || (name.starts_with("e2e/") && name.matches('/').count() == 1);
+        if is_suite && !listed.lines().any(|path| path.trim_start_matches("tests/") == name) {
+            breaches.push(format!("{}:1: no [[test]] of any Cargo.toml names this suite: it never runs", file.path));
+        }
+    }
+    breaches
+}
+
+fn nothing_is_unfinished(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    // In pieces, since this file is looked at as well.
+    let in_code =
+        [["todo", "!("], ["unimplemented", "!("], ["#[ign", "ore"], ["allow(dead", "_code"], ["allow(unu", "sed"]];
+    for file in &house.rust {
+        for (at, (code, text)) in file.code.iter().zip(file.text.lines()).enumerate() {
+            let found = in_code.iter().map(|parts| parts.concat()).find(|word| code.contains(word));
+            let fix_me = ["FIX", "ME"].concat();
+            let to_do = text.contains(&["TO", "DO"].concat()) && !text.contains(&["TO", "DO(#"].concat());
+            if let Some(word) = found {
+                breaches.push(format!("{}:{}: `{word}` has no place here", file.path, at + 1));
+            } else if text.contains(&fix_me) || to_do {
+                breaches.push(format!("{}:{}: what is left to do has the number of an issue", file.path, at + 1));
+            }
+        }
+    }
+    breaches
+}
+
+/// A test that sleeps is slow when it passes and flaky when it fails. What polls is a helper that says so; and where the
+/// clock of a test is virtual, sleeping takes no time.
+fn tests_wait_for_conditions(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for file in &house.rust {
+        let (mut function, mut is_virtual, mut next_is_virtual) = (String::new(), false, false);
+        for (number, line) in file.tests() {
+            next_is_virtual |= line.contains("start_paused = true");
+            let mut words = words_of(line);
+            if words.any(|word| word == "fn") {
+                function = words.next().unwrap_or("").to_owned();
+                is_virtual = std::mem::take(&mut next_is_virtual);
+            }
+            let is_helper = ["wait", "hold"].iter().any(|verb| function.starts_with(verb));
+            if line.contains("sleep(") && !line.contains("fn sleep") && !is_helper && !is_virtual {
+                breaches.push(format!(
+                    "{}:{number}: `{function}` sleeps; wait for a condition with a deadline, in a helper named wait_*",
+                    file.path
+                ));
+            }
+        }
+    }
+    breaches
+}
+
+/// Files that documents name in backquotes are there; a path may begin at any folder.
+fn documents_name_files_that_are_there(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for (path, document) in &house.documents {
+        for (at, line) in document.lines().enumerate() {
+            for name in line.split('`').skip(1).step_by(2) {
+                let is_file = [".rs", ".proto", ".yaml", ".toml", ".txt", ".md"].iter().any(|end| name.ends_with(end))
+                    && name.chars().all(|c| c.is_alphanumeric() || "/._-".contains(c));
+                let is_there = |file: &String| file == name || file.ends_with(&format!("/{name}"));
+                if is_file && name.contains('/') && !name.starts_with("x/") && !house.files.iter().any(is_there) {
+                    breaches.push(format!("{path}:{}: there is no {name}", at + 1));
+                }
+            }
+        }
+    }
+    breaches
+}
+
+fn decision_notes_have_their_parts(house: &House) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for (path, note) in house.documents.iter().filter(|(path, _)| path.starts_with("src/decisions/")) {
+        for part in ["## Problem", "## Choice", "## Cost"] {
+            if !note.lines().any(|line| line == part) {
+                breaches.push(format!("{path}:1: a decision note has a part `{part}`"));
+            }
+        }
+    }
+    breaches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fall_into_words() {
+        assert_eq!(words("EndpointTtlMs"), ["endpoint", "ttl", "ms"]);
+        assert_eq!(words("SERVER_LIST_MAX"), ["server", "list", "max"]);
+    }
+
+    #[test]
+    fn dependencies_for_tests_do_not_count() {
+        let manifest =
+            "[dependencies]\na.workspace = true\nb = { x = 1 }\n[dev-dependencies]\nc = \"1\"\n[dependencies.d]\n";
+        let names: Vec<String> = dependencies(manifest).into_iter().map(|(_, name)| name).collect();
+        assert_eq!(names, ["a", "b", "d"]);
+    }
+}
