@@ -5,16 +5,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test suite: what cannot be is a failed test")]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-};
+use std::collections::BTreeSet;
 
+#[path = "tidy/documents.rs"]
+mod documents;
+#[path = "tidy/house.rs"]
+mod house;
 #[path = "tidy/source.rs"]
 mod source;
 
-use source::Source;
+use documents::{
+    configuration_keys_are_documented, decision_notes_have_their_parts, documents_name_files_that_are_there,
+    metrics_are_declared_counted_and_documented,
+};
+use house::House;
+use source::{Source, words_of};
 
 /// Lines a file may have, tests apart. Beyond it a file does more than one thing.
 const FILE_LINES_MAX: usize = 500;
@@ -108,57 +113,6 @@ fn every_rule_of_the_house_is_kept() {
     ];
     let breaches: Vec<String> = rules.iter().flat_map(|rule| rule(&house)).collect();
     assert!(breaches.is_empty(), "{} rules broken:\n{}", breaches.len(), breaches.join("\n"));
-}
-
-/// Everything in the workspace that the rules are about.
-struct House {
-    rust: Vec<Source>,
-    manifests: BTreeMap<String, String>,
-    documents: BTreeMap<String, String>,
-    yaml: String,
-    files: Vec<String>,
-}
-
-impl House {
-    fn read() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let mut files = Vec::new();
-        walk(&root, "", &mut files);
-        let of = |end: &str| files.iter().filter(|file| file.ends_with(end)).cloned().collect::<Vec<_>>();
-        let text = |path: &String| (path.clone(), fs::read_to_string(root.join(path)).unwrap());
-        Self {
-            rust: of(".rs").iter().map(|path| Source::read(&root, path)).collect(),
-            manifests: of("Cargo.toml").iter().map(text).collect(),
-            documents: of(".md").iter().map(text).collect(),
-            yaml: fs::read_to_string(root.join("deploy/lookaside.yaml")).unwrap(),
-            files,
-        }
-    }
-
-    fn within<'a>(&'a self, folder: &'a str) -> impl Iterator<Item = &'a Source> {
-        self.rust.iter().filter(move |file| file.path.starts_with(folder))
-    }
-
-    fn file(&self, path: &str) -> &Source {
-        self.rust.iter().find(|file| file.path == path).unwrap_or_else(|| panic!("{path} is gone; so is a rule on it"))
-    }
-}
-
-fn walk(root: &Path, folder: &str, files: &mut Vec<String>) {
-    for entry in fs::read_dir(root.join(folder)).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
-        let is_output = name == "target" || name.starts_with('.') || path == "tests/fuzz";
-        if entry.file_type().unwrap().is_dir() {
-            if !is_output {
-                walk(root, &path, files);
-            }
-        } else {
-            files.push(path);
-        }
-    }
-    files.sort();
 }
 
 /// Crates that a manifest names in a section, without those for tests and builds.
@@ -330,74 +284,6 @@ fn words(name: &str) -> Vec<String> {
     spread.split('_').map(str::to_owned).collect()
 }
 
-fn metrics_are_declared_counted_and_documented(house: &House) -> Vec<String> {
-    let declared = house.file("src/balancer/telemetry.rs");
-    let mut breaches = Vec::new();
-    for (at, line) in declared.text.lines().enumerate().take(declared.tests_at) {
-        let quoted: Vec<&str> = line.split('"').collect();
-        let [head, name, _, help, _] = quoted.as_slice() else { continue };
-        let Some(constant) = head.split_whitespace().next().filter(|_| name.starts_with("lookaside_")) else {
-            continue;
-        };
-        let place = format!("{}:{}", declared.path, at + 1);
-        if help.len() < 5 {
-            breaches.push(format!("{place}: metric {name} says not what it means"));
-        }
-        let counts = |file: &&Source| {
-            file.path != declared.path && file.product().any(|(_, line)| words_of(line).any(|word| word == constant))
-        };
-        if house.within("src/balancer/").find(counts).is_none() {
-            breaches.push(format!("{place}: metric {name} is declared, and nothing counts it"));
-        }
-    }
-    for file in house.within("src/balancer/").filter(|file| file.path != declared.path) {
-        for (line, code) in file.product() {
-            let text = file.text.lines().nth(line - 1).unwrap_or("");
-            if text.contains("\"lookaside_") {
-                breaches.push(format!("{}:{line}: metrics are declared in {} alone", file.path, declared.path));
-            }
-            let labels = ["endpoint", "client", "client_id", "address"].map(|label| format!("\"{label}\" =>"));
-            if code.contains("=>") && labels.iter().any(|label| text.contains(label)) {
-                breaches.push(format!("{}:{line}: a label is never an endpoint or a client", file.path));
-            }
-        }
-    }
-    breaches
-}
-
-fn words_of(line: &str) -> impl Iterator<Item = &str> {
-    line.split(|c: char| !(c.is_alphanumeric() || c == '_'))
-}
-
-/// The fields of the forms that the configuration file is read into are its keys.
-fn configuration_keys_are_documented(house: &House) -> Vec<String> {
-    let key = |line: &str| {
-        let line = line.trim_start_matches([' ', '#', '-']);
-        line.split_once(':').map(|(key, _)| key.trim().to_owned())
-    };
-    let documented: BTreeSet<String> = house.yaml.lines().filter_map(key).collect();
-    let mut breaches = Vec::new();
-    for file in house.within("src/balancer/config/") {
-        let mut of_a_form = false;
-        for (number, line) in file.product() {
-            match line.trim() {
-                line if line.starts_with("#[derive(") => of_a_form = words_of(line).any(|word| word == "Deserialize"),
-                "}" => of_a_form = false,
-                line => {
-                    let field = line.split_once(": ").map(|(name, _)| name.trim_start_matches("pub(super) "));
-                    let is_name = |name: &&str| name.chars().all(|c| c.is_lowercase() || c == '_');
-                    if let Some(field) = field.filter(|_| of_a_form).filter(is_name)
-                        && !documented.contains(field)
-                    {
-                        breaches.push(format!("{}:{number}: key `{field}` is not in deploy/lookaside.yaml", file.path));
-                    }
-                }
-            }
-        }
-    }
-    breaches
-}
-
 fn suites_are_listed(house: &House) -> Vec<String> {
     let mut breaches = Vec::new();
     let listed: String =
@@ -435,59 +321,48 @@ fn nothing_is_unfinished(house: &House) -> Vec<String> {
     breaches
 }
 
-/// A test that sleeps is slow when it passes and flaky when it fails. What polls is a helper that says so; and where the
-/// clock of a test is virtual, sleeping takes no time.
+/// A test that sleeps instead of waiting for something is slow when it passes and flaky when it fails. A pause has its place
+/// in a loop that looks again, in a future that paces load, and where the clock of the test is virtual.
 fn tests_wait_for_conditions(house: &House) -> Vec<String> {
     let mut breaches = Vec::new();
     for file in &house.rust {
-        let (mut function, mut is_virtual, mut next_is_virtual) = (String::new(), false, false);
+        let mut above: Vec<&str> = Vec::new();
         for (number, line) in file.tests() {
-            next_is_virtual |= line.contains("start_paused = true");
-            let mut words = words_of(line);
-            if words.any(|word| word == "fn") {
-                function = words.next().unwrap_or("").to_owned();
-                is_virtual = std::mem::take(&mut next_is_virtual);
-            }
-            let is_helper = ["wait", "hold"].iter().any(|verb| function.starts_with(verb));
-            if line.contains("sleep(") && !line.contains("fn sleep") && !is_helper && !is_virtual {
+            let length = line.split("sleep(").nth(1).map(|rest| rest.trim_start_matches("Duration::from_"));
+            let length = length.map(|rest| rest.trim_start_matches(|c: char| c.is_lowercase()).trim_start_matches('('));
+            // What is not computed was guessed.
+            let is_guess =
+                length.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit() || c.is_uppercase()));
+            if is_guess && pauses_a_whole_function(&above, line) {
                 breaches.push(format!(
-                    "{}:{number}: `{function}` sleeps; wait for a condition with a deadline, in a helper named wait_*",
+                    "{}:{number}: a test waits for a condition, with a deadline; it never sleeps",
                     file.path
                 ));
             }
+            above.push(line);
         }
     }
     breaches
 }
 
-/// Files that documents name in backquotes are there; a path may begin at any folder.
-fn documents_name_files_that_are_there(house: &House) -> Vec<String> {
-    let mut breaches = Vec::new();
-    for (path, document) in &house.documents {
-        for (at, line) in document.lines().enumerate() {
-            for name in line.split('`').skip(1).step_by(2) {
-                let is_file = [".rs", ".proto", ".yaml", ".toml", ".txt", ".md"].iter().any(|end| name.ends_with(end))
-                    && name.chars().all(|c| c.is_alphanumeric() || "/._-".contains(c));
-                let is_there = |file: &String| file == name || file.ends_with(&format!("/{name}"));
-                if is_file && name.contains('/') && !name.starts_with("x/") && !house.files.iter().any(is_there) {
-                    breaches.push(format!("{path}:{}: there is no {name}", at + 1));
-                }
-            }
+/// Whether nothing but conditions stands between a line and the head of its function, and time there is real.
+fn pauses_a_whole_function(above: &[&str], line: &str) -> bool {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut depth = indent(line);
+    for (at, outer) in above.iter().enumerate().rev() {
+        if outer.trim().is_empty() || indent(outer) >= depth {
+            continue;
+        }
+        depth = indent(outer);
+        if words_of(outer).any(|word| word == "fn") {
+            let attributes = above[..at].iter().rev().take_while(|line| line.trim_start().starts_with('#'));
+            return !attributes.into_iter().any(|line| line.contains("start_paused = true"));
+        }
+        if words_of(outer).any(|word| ["loop", "while", "for", "async"].contains(&word)) {
+            return false;
         }
     }
-    breaches
-}
-
-fn decision_notes_have_their_parts(house: &House) -> Vec<String> {
-    let mut breaches = Vec::new();
-    for (path, note) in house.documents.iter().filter(|(path, _)| path.starts_with("src/decisions/")) {
-        for part in ["## Problem", "## Choice", "## Cost"] {
-            if !note.lines().any(|line| line == part) {
-                breaches.push(format!("{path}:1: a decision note has a part `{part}`"));
-            }
-        }
-    }
-    breaches
+    true
 }
 
 #[cfg(test)]
@@ -498,6 +373,17 @@ mod tests {
     fn names_fall_into_words() {
         assert_eq!(words("EndpointTtlMs"), ["endpoint", "ttl", "ms"]);
         assert_eq!(words("SERVER_LIST_MAX"), ["server", "list", "max"]);
+    }
+
+    #[test]
+    fn a_pause_is_told_from_sleeping() {
+        let sleep = "        sleep(Duration::from_millis(5)).await;";
+        assert!(pauses_a_whole_function(&["#[tokio::test]", "async fn f() {", "    if x {"], sleep));
+        assert!(!pauses_a_whole_function(&["#[tokio::test]", "async fn f() {", "    while !x() {"], sleep));
+        assert!(!pauses_a_whole_function(
+            &["#[tokio::test(start_paused = true)]", "async fn f() {", "    if x {"],
+            sleep
+        ));
     }
 
     #[test]

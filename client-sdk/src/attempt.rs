@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use crate::{
     endpoint::{Endpoint, Seat},
     outcome::Class,
+    picker::FAILURES_IN_A_ROW,
     pool::Pool,
     replay::{Pump, Replay},
 };
@@ -29,17 +30,7 @@ pub(crate) struct Attempt {
 impl Attempt {
     /// For an endpoint that was picked, and counts a call in flight for it.
     pub(crate) fn new(pool: Arc<Pool>, endpoint: Arc<Endpoint>, replay: Arc<Replay>, number: u32) -> Self {
-        Self {
-            endpoint,
-            number,
-            pool,
-            replay,
-            seat: None,
-            pump: None,
-            sent_us: None,
-            answered: false,
-            ended: false,
-        }
+        Self { endpoint, number, pool, replay, seat: None, pump: None, sent_us: None, answered: false, ended: false }
     }
 
     pub(crate) fn take_seat(&mut self, seat: Seat) {
@@ -97,7 +88,10 @@ impl Attempt {
             pump.abort();
         }
         let now_us = self.pool.now_us();
-        self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, now_us);
+        if self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, now_us) {
+            self.endpoint.tally.suspect(format!("{FAILURES_IN_A_ROW} calls in a row failed; the client put it aside"));
+            self.pool.alarm();
+        }
         if let Some(sent_us) = self.sent_us.filter(|_| told) {
             self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
         }

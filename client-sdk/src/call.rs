@@ -37,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) defaults: Defaults,
     /// How long calls wait for the first list, since the channel was made.
     pub(crate) first_list: Duration,
+    /// A fallback takes the place of the first list when that time is over.
+    pub(crate) has_fallback: bool,
 }
 
 /// Makes a call: the head of its response, or a status that says what stands behind it.
@@ -95,7 +97,7 @@ async fn attempts(
     let mut story = String::new();
     for number in 1.. {
         let endpoint = choose(pool, settings, &tried, &story).await?;
-        replay.now_at(Some(endpoint.clone()));
+        replay.now_at(Some((endpoint.clone(), number)));
         let attempt = Attempt::new(pool.clone(), endpoint, replay.clone(), number);
         let address = attempt.endpoint.address.clone();
         let id = attempt.endpoint.peer.id();
@@ -138,12 +140,15 @@ async fn choose(
             return Ok(endpoint);
         }
         let first_list_in = settings.first_list.saturating_sub(Duration::from_micros(pool.now_us()));
-        let hope = if pool.has_list() { pool.may_get_ready() } else { !first_list_in.is_zero() };
+        let hope = match pool.has_list() {
+            true => pool.may_get_ready(),
+            false => !first_list_in.is_zero() || settings.has_fallback,
+        };
         if !hope {
             let status = why::status(Code::Unavailable, pool.explain_none(), None, What::NoEndpoint, 0);
             return Err(with_story(status, story));
         }
-        if pool.has_list() {
+        if pool.has_list() || settings.has_fallback {
             let _ = pickers.changed().await;
         } else {
             let _ = tokio::time::timeout(first_list_in, pickers.changed()).await;
@@ -242,12 +247,7 @@ fn rewrite_timeout(headers: &mut HeaderMap, limits: &Limits) {
     }
 }
 
-fn answer(
-    mut attempt: Attempt,
-    response: Response<h2::RecvStream>,
-    limits: Limits,
-    timer: Timer,
-) -> Response<Body> {
+fn answer(mut attempt: Attempt, response: Response<h2::RecvStream>, limits: Limits, timer: Timer) -> Response<Body> {
     let (mut head, stream) = response.into_parts();
     head.extensions.insert(why::Picked { address: attempt.endpoint.address.clone(), attempts: attempt.number });
     if let Some(class) = crate::outcome::class_of_headers(&head.headers) {
@@ -273,15 +273,15 @@ fn with_story(status: Status, story: &str) -> Status {
 
 fn timed_out(pool: &Pool, replay: &Replay, limits: &Limits, expired: Expired) -> Status {
     let waited_ms = limits.elapsed().as_millis();
-    match replay.endpoint() {
-        Some(endpoint) => {
+    match replay.at() {
+        Some((endpoint, number)) => {
             let address = &endpoint.address;
             why::status(
                 Code::DeadlineExceeded,
                 format!("call to {address} failed: {} after {waited_ms} ms, no answer yet", expired.words()),
                 Some(address),
                 What::DeadlineExceeded,
-                1,
+                number,
             )
         }
         None => {

@@ -241,7 +241,9 @@ async fn keep(
             match opened {
                 Ok(connection) => {
                     connected_at = Some(Instant::now());
-                    if endpoint.admit(connection, &stop) && let Some(pool) = pool.upgrade() {
+                    if endpoint.admit(connection, &stop)
+                        && let Some(pool) = pool.upgrade()
+                    {
                         pool.rebuild();
                     }
                 }

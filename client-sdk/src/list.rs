@@ -37,7 +37,15 @@ pub(crate) struct Listed {
 impl Listed {
     /// An endpoint of a fallback or of a static target: all alike.
     pub(crate) fn plain(address: String) -> Self {
-        Self { address, incarnation: 0, locality: String::new(), priority: 0, weight: PLAIN_WEIGHT, reason: "", kept: false }
+        Self {
+            address,
+            incarnation: 0,
+            locality: String::new(),
+            priority: 0,
+            weight: PLAIN_WEIGHT,
+            reason: "",
+            kept: false,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ mod plan;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use lookaside_proto::v1::{
-    Ack, Hello, HeldList, Outcomes, PickRequest, PickResponse, Subscribe, Tick, balancer_client::BalancerClient,
+    Ack, HeldList, Hello, Outcomes, PickRequest, PickResponse, Subscribe, Tick, balancer_client::BalancerClient,
     pick_request, pick_response,
 };
 use tokio::{
@@ -56,7 +56,10 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 enum End {
     /// For this reason; `useful` when it brought anything.
-    Lost { reason: String, useful: bool },
+    Lost {
+        reason: String,
+        useful: bool,
+    },
     Redirected(Vec<String>),
 }
 
@@ -78,7 +81,12 @@ pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<Stri
             }
             End::Lost { reason, useful } => {
                 if useful {
-                    tracing::info!(service = pool.service, balancer, reason, "pick stream lost; the list keeps serving");
+                    tracing::info!(
+                        service = pool.service,
+                        balancer,
+                        reason,
+                        "pick stream lost; the list keeps serving"
+                    );
                     backoff.reset();
                 } else {
                     tracing::debug!(service = pool.service, balancer, reason, "no pick stream");
@@ -139,16 +147,7 @@ async fn session(pool: &Arc<Pool>, identity: &Identity, balancer: &str) -> End {
         Err(_) => return lost(format!("no answer within {ANSWER_TIMEOUT:?}")),
     };
     pool.change_view(|view| view.connected(balancer.to_owned()));
-    Session {
-        pool,
-        balancer,
-        requests,
-        period: REPORT_PERIOD,
-        rng: pool.rng(),
-        useful: false,
-    }
-    .run(stream)
-    .await
+    Session { pool, balancer, requests, period: REPORT_PERIOD, rng: pool.rng(), useful: false }.run(stream).await
 }
 
 fn hello(pool: &Pool, identity: &Identity) -> Hello {

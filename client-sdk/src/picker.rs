@@ -6,7 +6,7 @@
 //! and with which weight, is the balancer's to say. Three things it does on its own, since only the caller can see them in time:
 //!
 //! - an endpoint that answers nothing while others do is *stalled*: it costs the calls in flight and two more, then it is
-//!   passed over until it says something;
+//!   passed over until it says something, but for a call now and then; one whose answers are late gets fewer even before;
 //! - an endpoint whose calls fail one after the other is put *aside*, and tried by single calls; at most half of the endpoints
 //!   may be aside, and never so many that fewer than two are left;
 //! - a failed call weighs like a call in flight for a second: failing fast is not being idle.
@@ -31,10 +31,12 @@ use rng::{GOLDEN_STEP, scale};
 pub const STALL_US_MIN: u64 = 50_000;
 /// Nor before that call is this many times as old as answers usually take.
 pub const STALL_FACTOR: u64 = 4;
+/// A single late answer is held against its endpoint for so long, microseconds.
+pub const PARDON_US: u64 = 1_000_000;
 /// Draws for a fit endpoint before all are looked through.
 const DRAWS_MAX: usize = 4;
 /// Endpoints looked at for one that owes fewer answers. Bounds the cost of a pick among thousands.
-const NEIGHBOURS_MAX: usize = 16;
+const NEIGHBOURS_MAX: usize = 8;
 
 /// How a call ended, by whom the end blames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -212,9 +214,11 @@ impl<T> Picker<T> {
         let Some(chosen) = chosen else {
             return self.least_bad(now_us, tried);
         };
-        if chosen.peer.unanswered().0 >= UNANSWERED_MAX {
-            // It owes answers. Perhaps it is only busy; but whoever is less busy and owes fewer is the safer choice, and so a
-            // stalled endpoint costs two calls, not as many as fit into the time until it is called stalled.
+        let (owed, _) = chosen.peer.unanswered();
+        let finds_out = chosen.peer.breaker.is_aside() || self.is_stalled(&chosen.peer, now_us);
+        if !finds_out && (owed >= UNANSWERED_MAX || self.is_late(&chosen.peer, now_us)) {
+            // It owes answers. Perhaps it is only busy; but whoever owes fewer is the safer choice, and so a stalled endpoint
+            // costs two calls, not as many as fit into the time until it is called stalled.
             return Some(self.owing_less(chosen, now_us, rng, tried).unwrap_or(chosen));
         }
         Some(chosen)
@@ -282,22 +286,16 @@ impl<T> Picker<T> {
 
     /// A fit neighbour that is less loaded and owes fewer answers; or, once the answers owed are late, the lightest neighbour
     /// whose own are not.
-    fn owing_less(
-        &self,
-        chosen: &Candidate<T>,
-        now_us: u64,
-        rng: &mut Rng,
-        tried: &[u64],
-    ) -> Option<&Candidate<T>> {
+    fn owing_less(&self, chosen: &Candidate<T>, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
         let count = self.candidates.len();
         let start = rng.below(count as u64) as usize;
-        let late = self.is_silent(&chosen.peer, now_us, self.fleet.late_us());
+        let late = self.is_late(&chosen.peer, now_us);
         let mut best: Option<&Candidate<T>> = None;
         for candidate in self.candidates.iter().cycle().skip(start).take(count.min(NEIGHBOURS_MAX)) {
             let owes_less = candidate.peer.unanswered().0 < UNANSWERED_MAX && is_lighter(candidate, chosen, now_us);
-            let is_safer = late && !self.is_silent(&candidate.peer, now_us, self.fleet.late_us());
+            let is_safer = (late || owes_less) && !self.is_late(&candidate.peer, now_us);
             let is_better = best.is_none_or(|b| is_lighter(candidate, b, now_us));
-            if (owes_less || is_safer) && is_better && self.standing(candidate, now_us, tried) == Standing::Fit {
+            if is_safer && is_better && self.standing(candidate, now_us, tried) == Standing::Fit {
                 best = Some(candidate);
             }
         }
@@ -345,14 +343,20 @@ impl<T> Picker<T> {
 
     /// Two calls or more went there since it last said anything, the first of them long ago, and others have answered since.
     pub fn is_stalled(&self, peer: &Peer, now_us: u64) -> bool {
-        self.is_silent(peer, now_us, self.fleet.stall_us())
+        let (owed, first_us) = peer.unanswered();
+        owed >= UNANSWERED_MAX && self.is_silent_since(first_us, now_us, self.fleet.stall_us())
     }
 
-    fn is_silent(&self, peer: &Peer, now_us: u64, for_us: u64) -> bool {
-        let (count, first_us) = peer.unanswered();
-        count >= UNANSWERED_MAX
-            && now_us.saturating_sub(first_us) > for_us
-            && self.fleet.life_us.load(Relaxed) > first_us
+    /// It owes an answer for longer than is usual, and others have answered since. A single answer is not held against it for
+    /// ever: perhaps it is a call that waits for something, and only the next one can tell.
+    fn is_late(&self, peer: &Peer, now_us: u64) -> bool {
+        let (owed, first_us) = peer.unanswered();
+        let pardoned = owed < UNANSWERED_MAX && now_us.saturating_sub(first_us) > PARDON_US;
+        owed > 0 && !pardoned && self.is_silent_since(first_us, now_us, self.fleet.late_us())
+    }
+
+    fn is_silent_since(&self, since_us: u64, now_us: u64, for_us: u64) -> bool {
+        now_us.saturating_sub(since_us) > for_us && self.fleet.life_us.load(Relaxed) > since_us
     }
 
     /// Candidates that stalled and that this has not named since they last gave a sign of life.
@@ -372,19 +376,20 @@ impl<T> Picker<T> {
         self.fleet.life_us.fetch_max(now_us, Relaxed);
     }
 
-    /// A call ended, its place in flight is free. `sent_us` is when it was sent, `None` if it never was; `answered` says whether
-    /// the endpoint said anything at all.
-    pub fn ended(&self, peer: &Peer, class: Class, sent_us: Option<u64>, answered: bool, now_us: u64) {
+    /// A call ended, its place in flight is free. `sent_us` is when it was sent, `None` if it never was, and then nothing is held
+    /// against the endpoint; `answered` says whether the endpoint said anything at all. True when this put it aside.
+    pub fn ended(&self, peer: &Peer, class: Class, sent_us: Option<u64>, answered: bool, now_us: u64) -> bool {
         peer.finish();
-        if let Some(sent_us) = sent_us.filter(|_| !answered && class == Class::Cancelled) {
+        let Some(sent_us) = sent_us else { return false };
+        if !answered && class == Class::Cancelled && now_us.saturating_sub(sent_us) <= self.fleet.stall_us() {
             // Given up in haste says nothing; given up after a long wait is evidence, and stays.
-            if now_us.saturating_sub(sent_us) <= self.fleet.stall_us() {
-                peer.forget_unanswered(sent_us);
-            }
+            peer.forget_unanswered(sent_us);
         }
-        if peer.judge(class, now_us) && self.has_room_aside() {
+        let goes_aside = peer.judge(class, now_us) && self.has_room_aside();
+        if goes_aside {
             peer.breaker.put_aside(now_us);
         }
+        goes_aside
     }
 
     /// At most half aside, and two at least not.

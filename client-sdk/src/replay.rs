@@ -44,7 +44,8 @@ struct State {
     attempt: u32,
     messages: MessageCounter,
     failure: Option<Status>,
-    endpoint: Option<Arc<Endpoint>>,
+    /// Where the call waits for an answer, and how many endpoints were tried, that one included.
+    at: Option<(Arc<Endpoint>, u32)>,
 }
 
 enum Next {
@@ -70,7 +71,7 @@ impl Replay {
                 attempt: 0,
                 messages: MessageCounter::default(),
                 failure: None,
-                endpoint: None,
+                at: None,
             }),
             expired: AtomicBool::new(false),
         })
@@ -89,12 +90,12 @@ impl Replay {
     }
 
     /// Notes which endpoint the call waits for.
-    pub(crate) fn now_at(&self, endpoint: Option<Arc<Endpoint>>) {
-        self.state().endpoint = endpoint;
+    pub(crate) fn now_at(&self, at: Option<(Arc<Endpoint>, u32)>) {
+        self.state().at = at;
     }
 
-    pub(crate) fn endpoint(&self) -> Option<Arc<Endpoint>> {
-        self.state().endpoint.clone()
+    pub(crate) fn at(&self) -> Option<(Arc<Endpoint>, u32)> {
+        self.state().at.clone()
     }
 
     /// Whether the call could be sent again from its first byte.
@@ -150,7 +151,9 @@ impl Replay {
             },
         };
         // A look ahead, so that the last part carries the end with it: a unary call is then one frame.
-        if !state.ended && let Poll::Ready(ahead) = state.poll_body(cx) {
+        if !state.ended
+            && let Poll::Ready(ahead) = state.poll_body(cx)
+        {
             state.ahead = ahead;
         }
         state.keep(&bytes);

@@ -54,7 +54,7 @@ pub use builder::{Builder, Error};
 pub use layer::{ReportBody, ReportFuture, ReportLayer, ReportService};
 pub use orca::OrcaService;
 pub use probe::ProbeService;
-use shared::{Link, Phase, Shared};
+use shared::{Link, Shared};
 
 /// A backend's tie to its balancers. Clones share it; when the last one is dropped, reporting ends as if the backend had
 /// died, so keep one for as long as the server runs and end with [`drain`](Self::drain) or
@@ -94,7 +94,7 @@ impl Reporter {
 
     /// The layer to put around all services of the server: it counts calls and writes the load on each answer.
     pub fn layer(&self) -> ReportLayer {
-        ReportLayer { counters: Arc::clone(&self.shared.counters), named: Arc::clone(&self.shared.named) }
+        ReportLayer { shared: Arc::clone(&self.shared) }
     }
 
     /// `grpc.health.v1`, for the server as a whole ("") and for the service by name.
@@ -153,18 +153,19 @@ impl Reporter {
 
     /// Leaves: tells every balancer at once, waits until none of those connected has a client that holds a list with
     /// this endpoint, at most 30 s, and then answers health checks with NOT_SERVING. New calls are served all along. When
-    /// it resolves, the server may shut down gracefully. A balancer lost a moment ago is waited for 5 s; one that was never
+    /// it resolves, the server may shut down gracefully: watches of its health have ended. A balancer lost a moment ago is waited for 5 s; one that was never
     /// reached is not waited for.
     pub async fn drain(&self) {
         self.shared.drain().await;
+        // Watchers hear of it before their streams end.
         self.set_serving(false).await;
+        self.shared.leave();
     }
 
     /// Resolves `grace` after a drain has ended. Streams may last for ever, and a server that shuts down gracefully waits
     /// for them: select this against it.
     pub async fn grace_over(&self, grace: Duration) {
-        // The sender lives in `self`.
-        let _ = self.shared.phase.subscribe().wait_for(|phase| *phase == Phase::Left).await;
+        Arc::clone(&self.shared).left().as_mut().await;
         tokio::time::sleep(grace).await;
     }
 

@@ -174,7 +174,9 @@ impl Body for ResponseBody {
         if self.stream.is_none() {
             return Poll::Ready(None);
         }
-        if !self.is_overdue() && let Poll::Ready(frame) = self.poll_stream(cx) {
+        if !self.is_overdue()
+            && let Poll::Ready(frame) = self.poll_stream(cx)
+        {
             return Poll::Ready(frame);
         }
         self.poll_limits(cx).map(|status| Some(Err(status)))

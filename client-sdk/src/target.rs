@@ -91,7 +91,9 @@ mod tests {
 
     #[test]
     fn what_is_not_an_address_is_refused_with_a_reason() {
-        for given in ["", "lb", "lb:", "lb:0", "lb:99999", ":80", "::1:80", "[::1:80", "a b:80", "https://lb:80", "a/b:80"] {
+        for given in
+            ["", "lb", "lb:", "lb:0", "lb:99999", ":80", "::1:80", "[::1:80", "a b:80", "https://lb:80", "a/b:80"]
+        {
             let error = address(given).expect_err(given).to_string();
             assert!(error.contains("say host:port"), "{error}");
         }
@@ -107,7 +109,10 @@ mod tests {
             parse("static://a:1,b:2").unwrap(),
             Target::Static { endpoints: vec!["a:1".into(), "b:2".into()], service: None }
         );
-        assert_eq!(parse("lookaside://a:1/").unwrap(), Target::Balancers { balancers: vec!["a:1".into()], service: None });
+        assert_eq!(
+            parse("lookaside://a:1/").unwrap(),
+            Target::Balancers { balancers: vec!["a:1".into()], service: None }
+        );
         assert!(parse("lookaside:///greeter").is_err());
         assert!(parse("dns://a:1/greeter").is_err());
         assert!(parse("a:1").is_err());

@@ -139,7 +139,8 @@ mod tests {
             .clone()
             .into_headers();
         annotate(&mut inner, None, What::NoEndpoint, 0);
-        let relayed = Status::with_metadata(tonic::Code::Internal, "", tonic::metadata::MetadataMap::from_headers(inner));
+        let relayed =
+            Status::with_metadata(tonic::Code::Internal, "", tonic::metadata::MetadataMap::from_headers(inner));
         assert_eq!(why(&relayed), Some(Why { endpoint: None, what: What::NoEndpoint, attempts: 0 }));
     }
 }

@@ -121,8 +121,15 @@ impl admin_server::Admin for Service {
         &self,
         request: Request<v1::ListClientsRequest>,
     ) -> Result<Response<v1::ListClientsResponse>, Status> {
-        let chosen = Parts::chosen(&self.0.snapshot(), &request.get_ref().service)?;
-        Ok(Response::new(v1::ListClientsResponse { clients: views::clients(&self.0, chosen.as_ref()) }))
+        let clients = match request.get_ref().service.as_str() {
+            "" => views::clients(&self.0, None),
+            name => views::clients(&self.0, Some(&convert::service(name)?)),
+        };
+        if clients.is_empty() {
+            // A service that clients ask for in vain has clients all the same.
+            Parts::chosen(&self.0.snapshot(), &request.get_ref().service)?;
+        }
+        Ok(Response::new(v1::ListClientsResponse { clients }))
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::Explanation>, Status> {

@@ -70,7 +70,7 @@ impl fmt::Display for Problem {
 }
 
 /// Everything a balancer is told. The default is a loopback balancer with self-registration.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub struct Config {
     /// Where it listens.
     pub listen: Listen,
@@ -151,20 +151,6 @@ pub struct Limits {
     pub checks_at_once: usize,
     /// Time for streams to move on when the balancer is told to stop; then they are cut.
     pub drain_deadline: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: Listen::default(),
-            node: Node::default(),
-            data_dir: None,
-            defaults: ServiceConfig::default(),
-            services: Vec::new(),
-            registration: Registration::default(),
-            limits: Limits::default(),
-        }
-    }
 }
 
 impl Default for Listen {

@@ -220,6 +220,7 @@ impl Driver {
         let mut batch = Vec::new();
         loop {
             tokio::select! {
+                biased; // Who stops the driver gets no further turn.
                 () = stop.cancelled() => return,
                 taken = messages.recv_many(&mut batch, EVENTS_PER_TURN_MAX) => if taken == 0 { return },
                 () = self.intake.urgent() => {}
@@ -237,11 +238,13 @@ impl Driver {
     fn turn(&mut self, batch: &mut Vec<Message>) {
         let now = self.clock.now();
         let mut taken = Vec::new();
-        for message in batch.drain(..) {
-            self.take(message, now, &mut taken);
-        }
+        // First, since who reports has been registered by then, and whose stream broke reported before: the other way
+        // round a last report would look like a sign of life.
         for event in self.intake.drain() {
             self.apply_told(event, now);
+        }
+        for message in batch.drain(..) {
+            self.take(message, now, &mut taken);
         }
         if let Some(snapshot) = self.table.publish(now) {
             self.publish(snapshot);

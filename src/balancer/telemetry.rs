@@ -56,8 +56,8 @@ declare! {
     CLIENT_CALLS_TOTAL Counter Count "lookaside_client_calls_total" "Calls as clients told of them, by service and outcome (ok, caller, cancelled, overload, endpoint, deadline, connect_failed)";
     ADMIN_ACTIONS_TOTAL Counter Count "lookaside_admin_actions_total" "Overrides asked for, by action and result (done, previewed, refused)";
     EVENTS_REFUSED_TOTAL Counter Count "lookaside_events_refused_total" "Facts that the table did not take";
-    HEALTH_CHECKS_TOTAL Counter Count "lookaside_health_checks_total" "Checks of endpoints that came to an end, by service and result";
-    HEALTH_CHECK_DURATION_SECONDS Histogram Seconds "lookaside_health_check_duration_seconds" "Time that checks took, by service";
+    HEALTH_CHECKS_TOTAL Counter Count "lookaside_health_checks_total" "Checks of endpoints that came to an end, by result";
+    HEALTH_CHECK_DURATION_SECONDS Histogram Seconds "lookaside_health_check_duration_seconds" "Time that checks of endpoints took";
     INTAKE_DROPPED_TOTAL Counter Count "lookaside_intake_dropped_total" "Reports or outcomes (kind) dropped because the intake was full";
     OVERRIDES_SAVED Gauge Count "lookaside_overrides_saved" "1 while overrides are on disk, 0 when the last save failed";
     REPORTS_TOTAL Counter Count "lookaside_reports_total" "Messages of backends that were taken";

@@ -61,7 +61,7 @@ pub(crate) struct Drain {
     target: Target,
 }
 
-/// Take back a drain or a disable
+/// Take back a drain
 #[derive(clap::Args)]
 #[command(
     override_usage = "lookaside undrain [OPTIONS] <ENDPOINT | --locality LOCALITY | --service SERVICE>",
@@ -83,7 +83,7 @@ pub(crate) struct Disable {
     target: Target,
 }
 
-/// Take back a disable or a drain
+/// Take back a disable
 #[derive(clap::Args)]
 #[command(
     override_usage = "lookaside enable [OPTIONS] <ENDPOINT | --locality LOCALITY | --service SERVICE>",

@@ -7,13 +7,15 @@ mod summary;
 mod tally;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
 use lookaside_proto::demo::{EchoRequest, echo_client::EchoClient};
 use lookaside_sdk::Channel;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
@@ -24,6 +26,9 @@ pub use tally::{EndpointProgress, Progress};
 
 /// A call that outlives its own deadline by this much is given up here, so that a run always ends.
 const DEADLINE_SLACK: Duration = Duration::from_secs(1);
+
+/// How long a stop may go unseen between two calls.
+const STOP_LOOK: Duration = Duration::from_millis(10);
 
 /// What to send.
 #[derive(Debug, Clone)]
@@ -208,36 +213,41 @@ impl Shared {
     }
 
     async fn send_all(self: Arc<Self>) {
+        // Dropped with its runtime, the run ends all the same.
+        let _stop = self.stop.clone().drop_guard();
+        let pacing = Arc::clone(&self);
+        let runtime = Handle::current();
+        // An error would be a panic there; the calls that were started are summed up all the same.
+        let _ = tokio::task::spawn_blocking(move || pacing.pace(&runtime)).await;
+        let everyone = u32::try_from(self.config.in_flight_max).unwrap_or(u32::MAX); // at most IN_FLIGHT_MAX
+        // Late is impossible short of a stopped process: every call carries its own time limit.
+        let _ = timeout(self.config.deadline + 2 * DEADLINE_SLACK, self.room.acquire_many(everyone)).await;
+    }
+
+    // On a thread of its own: the runtime's timers are a millisecond coarse, which is as long as a fast call takes.
+    fn pace(self: &Arc<Self>, runtime: &Handle) {
         let mut schedule = Schedule::new(self.config.rate_per_s, self.config.poisson, self.config.seed);
         let mut number = 0;
         let mut due = schedule.next_start();
-        while self.config.duration.is_none_or(|duration| due < duration) {
-            // Timers are coarser than the schedule: whatever is due by now starts together.
-            if due > self.started.elapsed() {
-                tokio::select! {
-                    () = self.stop.cancelled() => break,
-                    () = sleep_until(self.started + due) => {}
-                }
-            } else if self.stop.is_cancelled() {
-                break;
+        while self.config.duration.is_none_or(|duration| due < duration) && !self.stop.is_cancelled() {
+            let early = due.saturating_sub(self.started.elapsed());
+            if early.is_zero() {
+                self.start_call(runtime, number, due);
+                number += 1;
+                due = schedule.next_start();
+            } else {
+                thread::sleep(early.min(STOP_LOOK));
             }
-            self.start_call(number, due);
-            number += 1;
-            due = schedule.next_start();
         }
-        let everyone = u32::try_from(self.config.in_flight_max).unwrap_or(u32::MAX); // at most IN_FLIGHT_MAX
-        let latest = Instant::now() + self.config.deadline + DEADLINE_SLACK + DEADLINE_SLACK;
-        // Late is impossible short of a stopped process: every call carries its own time limit.
-        let _ = timeout_at(latest, self.room.acquire_many(everyone)).await;
     }
 
-    fn start_call(self: &Arc<Self>, number: u64, due: Duration) {
+    fn start_call(self: &Arc<Self>, runtime: &Handle, number: u64, due: Duration) {
         let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
             self.tally().not_sent();
             return;
         };
         let shared = Arc::clone(self);
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             shared.call(number, due).await;
             drop(room);
         });

@@ -150,8 +150,8 @@ async fn bad_registrations_are_refused_with_a_reason() {
         (registers(Registration { priority: u32::MAX, ..registration(&mine) }), "PRIORITY_TOO_LARGE"),
         (registers(Registration { sdk: "x".repeat(100_000), ..registration(&mine) }), "MESSAGE_TOO_LARGE"),
         // The name of a living backend, and an older start of one.
-        (registers(Registration { instance: twin.instance.clone(), ..registration(&mine) }), "DUPLICATE_INSTANCE"),
-        (registers(Registration { incarnation: 1, ..registration(&twin.address) }), "OLD_INCARNATION"),
+        (registers(Registration { instance: twin.instance.clone(), ..registration(&mine) }), "INSTANCE_DUPLICATE"),
+        (registers(Registration { incarnation: 1, ..registration(&twin.address) }), "INCARNATION_OLD"),
     ];
     let count = cases.len();
     for (report, expected) in cases {
@@ -227,11 +227,16 @@ async fn bad_reports_are_refused_and_their_stream_lives_on() {
         let refused = next(&mut responses, |response| !response.refused_reason.is_empty()).await;
         assert_eq!(refused.refused_reason, expected, "{words}");
         assert!(!refused.refused_message.is_empty());
-        // A good one is taken again, and clears the refusal.
-        sequence += 1;
-        send(LoadReport { sequence, counters: Some(Counters::default()), ..LoadReport::default() }).await;
-        next(&mut responses, |response| response.refused_reason.is_empty()).await;
     }
+    // The stream lives on: a good report is taken.
+    let taken = world.balancer.metric("lookaside_reports_total", &[]).await;
+    send(LoadReport { sequence: sequence + 1, counters: Some(Counters::default()), ..LoadReport::default() }).await;
+    wait_for("a good report after bad ones", ANSWER_MAX, async || {
+        let mine = world.balancer.endpoints().await.into_iter().find(|endpoint| address_of(endpoint) == mine)?;
+        let more = world.balancer.metric("lookaside_reports_total", &[]).await > taken;
+        (more && mine.reports && mine.report_ms_ago < 1_000).then_some(())
+    })
+    .await;
     drop((outbox, responses));
     // Nobody was ever sent there, and it goes with its lease.
     wait_for("the endpoint to be forgotten", Duration::from_secs(20), async || {

@@ -48,7 +48,7 @@ async fn exit_codes_tell_scripts_what_happened() {
         (vec!["watch", SERVICE], 0),
         (vec!["version"], 0),
         (vec!["drain", one, "--dry-run"], 0),
-        (vec!["health", "--service", "nobody"], 1),
+        (vec!["health", "--service", "nobody"], 3),
         (vec!["drain"], 2),
         (vec!["drain", "nonsense"], 2),
         (vec!["weight", one, "-1%"], 2),
@@ -64,7 +64,7 @@ async fn exit_codes_tell_scripts_what_happened() {
         (vec!["status", "--addr", &nowhere], 4),
         (vec!["drain", one, "--dry-run", "--addr", &nowhere], 4),
         (vec!["pick", SERVICE, "--balancer", &nowhere], 4),
-        (vec!["health", "--balancer", &nowhere], 1),
+        (vec!["health", "--balancer", &nowhere], 4),
     ] {
         let output = balancer.cli(&args).await;
         assert_eq!(output.code, Some(code), "{output:?}");
@@ -75,9 +75,11 @@ async fn exit_codes_tell_scripts_what_happened() {
     // Nothing of this changed anything.
     balancer.wait_for_endpoints(2, EndpointState::Eligible).await;
 
-    let bad = TemporaryFile::new("listen: { client: nonsense }\nno_such_key: 1\n");
-    let output = cli(&["serve", "--config", bad.path()]).await.expect(78);
-    assert!(output.stderr.contains("no_such_key"), "{output:?}");
+    for (text, names) in [("listen: { client: nonsense }", "nonsense"), ("no_such_key: 1", "no_such_key"), ("[", ":1:")] {
+        let bad = TemporaryFile::new(text);
+        let output = cli(&["serve", "--config", bad.path()]).await.expect(78);
+        assert!(output.stdout.is_empty() && output.stderr.contains(names), "{output:?}");
+    }
     cli(&["serve", "--config", "/no/such/file.yaml"]).await.expect(78);
 }
 

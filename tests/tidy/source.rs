@@ -4,26 +4,26 @@
 use std::{fs, path::Path};
 
 /// One file of the workspace.
-pub struct Source {
+pub(crate) struct Source {
     /// From the top of the workspace, with `/`.
-    pub path: String,
+    pub(crate) path: String,
     /// As it is.
-    pub text: String,
+    pub(crate) text: String,
     /// Line by line, with comments and the insides of strings blanked out.
-    pub code: Vec<String>,
+    pub(crate) code: Vec<String>,
     /// Index of the first line of the test module at the foot; beyond the end when there is none.
-    pub tests_at: usize,
+    pub(crate) tests_at: usize,
 }
 
 impl Source {
     /// Reads a file; `path` is from the top of the workspace.
-    pub fn read(root: &Path, path: &str) -> Self {
+    pub(crate) fn read(root: &Path, path: &str) -> Self {
         let text = fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
         Self::new(path, text)
     }
 
     /// From a text in hand.
-    pub fn new(path: &str, text: String) -> Self {
+    pub(crate) fn new(path: &str, text: String) -> Self {
         let code: Vec<String> = blank(&text).lines().map(str::to_owned).collect();
         let is_for_tests = |line: &str| line.starts_with("#[cfg(") && line.contains("test");
         let opens_module = |line: &str| line.starts_with("mod ") && line.ends_with('{');
@@ -33,24 +33,24 @@ impl Source {
     }
 
     /// Whether nothing but tests is in it.
-    pub fn is_test(&self) -> bool {
+    pub(crate) fn is_test(&self) -> bool {
         self.path.starts_with("tests/") || self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
     }
 
     /// Lines of code that are not tests, with their numbers.
-    pub fn product(&self) -> impl Iterator<Item = (usize, &str)> {
+    pub(crate) fn product(&self) -> impl Iterator<Item = (usize, &str)> {
         let end = if self.is_test() { 0 } else { self.tests_at };
         self.code[..end].iter().enumerate().map(|(at, line)| (at + 1, line.as_str()))
     }
 
     /// Lines of tests, with their numbers.
-    pub fn tests(&self) -> impl Iterator<Item = (usize, &str)> {
+    pub(crate) fn tests(&self) -> impl Iterator<Item = (usize, &str)> {
         let start = if self.is_test() { 0 } else { self.tests_at };
         self.code[start..].iter().enumerate().map(move |(at, line)| (start + at + 1, line.as_str()))
     }
 
     /// The modules this file is within, from the top of its crate: `table`, `judge`. Empty for the root of a crate.
-    pub fn module(&self) -> Vec<String> {
+    pub(crate) fn module(&self) -> Vec<String> {
         let roots = ["src/core/", "src/balancer/", "src/sim/", "src/load/", "src/cli/", "client-sdk/src/", "proto/"];
         let inner = roots.iter().find_map(|root| self.path.strip_prefix(root)).unwrap_or(&self.path);
         let parts: Vec<String> = inner.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
@@ -59,7 +59,7 @@ impl Source {
 
     /// Every path that the code outside tests names with `use`, or in full from `crate::` or `super::`, from the top of its
     /// crate where it is within it; with line numbers.
-    pub fn paths(&self) -> Vec<(usize, String)> {
+    pub(crate) fn paths(&self) -> Vec<(usize, String)> {
         let lines: Vec<&str> = self.product().map(|(_, line)| line).collect();
         let mut found = Vec::new();
         let mut at = 0;
@@ -110,7 +110,7 @@ impl Source {
     }
 
     /// Names of public items and fields outside tests, with their line numbers.
-    pub fn public_names(&self) -> Vec<(usize, String)> {
+    pub(crate) fn public_names(&self) -> Vec<(usize, String)> {
         let kinds = ["fn", "struct", "enum", "trait", "type", "const", "static", "mod", "async", "unsafe"];
         let mut names = Vec::new();
         for (number, line) in self.product() {
@@ -124,6 +124,11 @@ impl Source {
         }
         names
     }
+}
+
+/// Words of a line of code.
+pub(crate) fn words_of(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|c: char| !(c.is_alphanumeric() || c == '_'))
 }
 
 /// Splits `a::{b, c::{d, e}}` into full paths.

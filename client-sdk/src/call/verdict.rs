@@ -34,7 +34,8 @@ pub(crate) fn of_error(
             return Verdict::NotProcessed("it said goodbye before the call".to_owned());
         }
     }
-    let progress = if answered { "after the answer had begun" } else { "after it was sent; it may have been processed" };
+    let progress =
+        if answered { "after the answer had begun" } else { "after it was sent; it may have been processed" };
     if let Some(reason) = error.reason().filter(|_| error.is_reset()) {
         let message = format!("call to {address} failed: stream reset with {reason:?} {progress}");
         return Verdict::Final(why::status(code_of(reason), message, Some(address), What::StreamReset, number));

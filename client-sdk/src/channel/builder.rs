@@ -172,14 +172,16 @@ impl Builder {
         let pool = Pool::new(self.service, client_id, self.connect_timeout, rand::random());
         let stop = CancellationToken::new();
         let lists = pool.lists();
+        let has_fallback = !fallback.is_empty();
         if self.static_endpoints.is_empty() {
-            pool.change_view(|view| view.fallback_configured = !fallback.is_empty());
+            pool.change_view(|view| view.fallback_configured = has_fallback);
             let work = follow(pool.clone(), self.identity, balancers, fallback, self.first_list_timeout);
             runtime.spawn(stop.clone().run_until_cancelled_owned(work));
         } else {
             pool.apply(List::plain(&self.static_endpoints), ListSource::Static, None);
         }
-        let settings = Arc::new(Settings { defaults: self.defaults, first_list: self.first_list_timeout });
+        let settings =
+            Arc::new(Settings { defaults: self.defaults, first_list: self.first_list_timeout, has_fallback });
         Ok(Channel { inner: Arc::new(Inner { pool, settings, stop, lists }) })
     }
 }

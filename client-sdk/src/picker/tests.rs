@@ -62,7 +62,7 @@ impl World {
         if answered {
             self.picker.answered(&self.peers[at], sent_us, self.now_us);
         }
-        self.picker.ended(&self.peers[at], class, Some(sent_us), answered, self.now_us);
+        let _ = self.picker.ended(&self.peers[at], class, Some(sent_us), answered, self.now_us);
     }
 
     fn share(&self, at: usize) -> f64 {
@@ -72,7 +72,8 @@ impl World {
 
 fn picker(policy: Policy, fleet: &Arc<Fleet>, peers: &[Arc<Peer>], weights: &[u32]) -> Picker<usize> {
     let offers = peers.iter().zip(weights).enumerate();
-    let offers = offers.map(|(item, (peer, &weight))| Offer { peer: peer.clone(), weight, priority: 0, ready: true, item });
+    let offers =
+        offers.map(|(item, (peer, &weight))| Offer { peer: peer.clone(), weight, priority: 0, ready: true, item });
     Picker::new(policy, fleet.clone(), offers)
 }
 
@@ -81,7 +82,7 @@ fn shares_follow_weights_at_low_load() {
     for policy in ALL {
         for weights in [vec![100; 6], vec![100, 200, 300, 400], vec![10, 100, 100, 100], vec![1, 10_000]] {
             let mut world = World::new(policy, &weights, 7);
-            for _ in 0..100_000 {
+            for _ in 0..40_000 {
                 let at = world.pick();
                 world.send(at, Some(MS), Class::Ok);
                 world.advance(2 * MS);
@@ -89,7 +90,11 @@ fn shares_follow_weights_at_low_load() {
             let sum: u32 = weights.iter().sum();
             for (at, weight) in weights.iter().enumerate() {
                 let wanted = f64::from(*weight) / f64::from(sum);
-                assert!((world.share(at) - wanted).abs() <= 0.03 * wanted + 0.001, "{policy:?} {weights:?} {:?}", world.picks);
+                assert!(
+                    (world.share(at) - wanted).abs() <= 0.03 * wanted + 0.002,
+                    "{policy:?} {weights:?} {:?}",
+                    world.picks
+                );
             }
         }
     }
@@ -148,7 +153,7 @@ fn clients_begin_their_turns_at_different_endpoints() {
 fn a_stopped_endpoint_gets_two_calls_more_whatever_the_policy() {
     for policy in ALL {
         for (rate_us, service_us) in [(MS, 5 * MS), (5 * MS, 40 * MS), (20 * MS, 40 * MS), (500, 2 * MS), (200, MS)] {
-            for seed in 0..20 {
+            for seed in 0..10 {
                 let mut world = World::new(policy, &[100; 6], seed);
                 let mut rng = Rng::from_seed(seed ^ 0xABCD);
                 for n in 0..4_000u64 {
@@ -232,6 +237,25 @@ fn silence_of_all_is_nobodys() {
         world.advance(100 * MS);
     }
     assert_eq!(world.picks, [10, 10, 10]);
+}
+
+#[test]
+fn a_burst_does_not_go_where_an_answer_is_late() {
+    for policy in ALL {
+        let mut world = World::new(policy, &[100; 4], 1);
+        world.send(1, Some(2 * MS), Class::Ok);
+        world.send(0, None, Class::Ok);
+        world.advance(10 * MS);
+        for _ in 0..40 {
+            let at = world.pick();
+            world.send(at, Some(2 * MS), Class::Ok);
+        }
+        assert_eq!(world.picks[0], 0, "{policy:?}");
+        // A single late answer is forgiven in the end: perhaps that call waits for something.
+        world.advance(PARDON_US);
+        let again = (0..8).filter(|_| world.pick() == 0).count();
+        assert!(again > 0, "{policy:?}");
+    }
 }
 
 #[test]

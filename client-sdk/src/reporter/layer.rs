@@ -2,16 +2,18 @@
 //! the load on the answer. It flushes nothing early and holds nothing back.
 
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use super::counters::{Counters, InFlight};
+use super::counters::InFlight;
 use super::orca::{self, Named};
+use super::shared::{Left, Shared};
 use crate::outcome::{Class, class_of_headers};
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -23,8 +25,7 @@ const OWN_SERVICES: [&str; 4] =
 /// [`Reporter::layer`](super::Reporter::layer); clones count into the same sums.
 #[derive(Debug, Clone)]
 pub struct ReportLayer {
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) named: Arc<Named>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl<S> tower::Layer<S> for ReportLayer {
@@ -57,23 +58,36 @@ where
 
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
         let path = request.uri().path();
+        let shared = &self.layer.shared;
         let call = if OWN_SERVICES.iter().any(|own| path.starts_with(own)) {
-            None
+            Call::Own(Arc::clone(shared).left())
         } else {
             let limit = request.headers().get("grpc-timeout").and_then(|value| timeout(value.as_bytes()));
-            Some(Call { in_flight: self.layer.counters.begin(limit), named: Arc::clone(&self.layer.named) })
+            Call::Counted(Counted { in_flight: shared.counters.begin(limit), named: Arc::clone(&shared.named) })
         };
         ReportFuture { inner: self.inner.call(request), call }
     }
 }
 
+/// What an answer is to this layer.
 #[derive(Debug)]
-struct Call {
+enum Call {
+    /// Part of the load.
+    Counted(Counted),
+    /// A question about the backend. A watch of its health would keep a server that shuts down gracefully from ever
+    /// ending, so it ends with this.
+    Own(Left),
+    /// Over, or counted out.
+    Over,
+}
+
+#[derive(Debug)]
+struct Counted {
     in_flight: InFlight,
     named: Arc<Named>,
 }
 
-impl Call {
+impl Counted {
     // Whatever a service further down left there spoke of that one, not of this backend: replaced, never added to.
     fn write(&self, headers: &mut HeaderMap) {
         let load = self.in_flight.counters().momentary(1);
@@ -84,6 +98,24 @@ impl Call {
         let load = self.in_flight.end(class);
         headers.insert(orca::TRAILER, orca::header_value(&load, &self.named));
     }
+}
+
+impl Call {
+    fn broke_off(self) {
+        match self {
+            Self::Counted(call) => {
+                call.in_flight.end(Class::Endpoint);
+            }
+            Self::Own(_) | Self::Over => {}
+        }
+    }
+}
+
+fn leaving() -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(2);
+    trailers.insert("grpc-status", HeaderValue::from_static("14"));
+    trailers.insert("grpc-message", HeaderValue::from_static("the backend leaves"));
+    trailers
 }
 
 // "grpc-timeout" is at most eight digits and a unit.
@@ -110,7 +142,7 @@ pin_project! {
     pub struct ReportFuture<F> {
         #[pin]
         inner: F,
-        call: Option<Call>,
+        call: Call,
     }
 }
 
@@ -124,32 +156,31 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let outcome = ready!(this.inner.poll(context));
-        let call = this.call.take();
+        let call = mem::replace(this.call, Call::Over);
         let mut response = match outcome {
             Ok(response) => response,
             Err(error) => {
-                if let Some(call) = call {
-                    call.in_flight.end(Class::Endpoint);
-                }
+                call.broke_off();
                 return Poll::Ready(Err(error));
             }
         };
         let call = match (call, class_of_headers(response.headers())) {
             // A head with a status is all there is: such an answer has no trailers.
-            (Some(call), Some(class)) => {
+            (Call::Counted(call), Some(class)) => {
                 call.end(class, response.headers_mut());
-                None
+                Call::Over
             }
             // An answer that is over without a status broke off.
-            (Some(call), None) if response.body().is_end_stream() => {
+            (Call::Counted(call), None) if response.body().is_end_stream() => {
                 call.end(Class::Endpoint, response.headers_mut());
-                None
+                Call::Over
             }
-            (Some(call), None) => {
+            (Call::Counted(call), None) => {
                 call.write(response.headers_mut());
-                Some(call)
+                Call::Counted(call)
             }
-            (None, _) => None,
+            (Call::Own(left), None) => Call::Own(left),
+            (Call::Own(_), Some(_)) | (Call::Over, _) => Call::Over,
         };
         Poll::Ready(Ok(response.map(|inner| ReportBody { inner, call })))
     }
@@ -161,7 +192,7 @@ pin_project! {
     pub struct ReportBody<B> {
         #[pin]
         inner: B,
-        call: Option<Call>,
+        call: Call,
     }
 }
 
@@ -171,20 +202,24 @@ impl<B: Body<Data = Bytes>> Body for ReportBody<B> {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
-        let mut frame = ready!(this.inner.poll_frame(context));
+        let mut frame = match (this.inner.poll_frame(context), &mut *this.call) {
+            (Poll::Ready(frame), _) => frame,
+            (Poll::Pending, Call::Own(left)) => {
+                ready!(left.as_mut().poll(context));
+                *this.call = Call::Over;
+                return Poll::Ready(Some(Ok(Frame::trailers(leaving()))));
+            }
+            (Poll::Pending, Call::Counted(_) | Call::Over) => return Poll::Pending,
+        };
         match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_mut()
-                    && let Some(call) = this.call.take()
+                    && let Call::Counted(call) = mem::replace(this.call, Call::Over)
                 {
                     call.end(class_of_headers(trailers).unwrap_or(Class::Endpoint), trailers);
                 }
             }
-            Some(Err(_)) | None => {
-                if let Some(call) = this.call.take() {
-                    call.in_flight.end(Class::Endpoint);
-                }
-            }
+            Some(Err(_)) | None => mem::replace(this.call, Call::Over).broke_off(),
         }
         Poll::Ready(frame)
     }

@@ -48,7 +48,7 @@ pub(crate) async fn keep_reporting(shared: Arc<Shared>, index: usize, balancer: 
             return;
         }
     };
-    let mut link = Session {
+    let mut link = Exchange {
         shared: &shared,
         index,
         balancer: &balancer,
@@ -98,7 +98,7 @@ impl End {
     }
 }
 
-struct Session<'a> {
+struct Exchange<'a> {
     shared: &'a Shared,
     index: usize,
     balancer: &'a str,
@@ -110,7 +110,7 @@ struct Session<'a> {
     refused: String,
 }
 
-impl Session<'_> {
+impl Exchange<'_> {
     async fn run(&mut self, endpoint: &Endpoint, phase: &mut watch::Receiver<Phase>) -> End {
         let channel = match endpoint.connect().await {
             Ok(channel) => channel,

@@ -1,5 +1,8 @@
 //! What the tasks of one reporter share: who the backend is, how it is, and how far each balancer has got.
 
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -34,6 +37,21 @@ pub(crate) struct Link {
     pub(crate) unlisted: bool,
 }
 
+/// Resolves when the backend has left.
+pub(crate) struct Left(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl Left {
+    pub(crate) fn as_mut(&mut self) -> Pin<&mut (dyn Future<Output = ()> + Send)> {
+        self.0.as_mut()
+    }
+}
+
+impl fmt::Debug for Left {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Left")
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) registration: Registration,
@@ -63,6 +81,19 @@ impl Shared {
             Phase::Serving => false,
             Phase::Draining | Phase::Left => true,
         }
+    }
+
+    /// Resolves when the backend has left.
+    pub(crate) fn left(self: Arc<Self>) -> Left {
+        Left(Box::pin(async move {
+            // The sender lives in `self`.
+            let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Left).await;
+        }))
+    }
+
+    /// The end: report streams and watches of health are over.
+    pub(crate) fn leave(&self) {
+        self.phase.send_replace(Phase::Left);
     }
 
     pub(crate) fn update_link(&self, index: usize, change: impl FnOnce(&mut Link)) {

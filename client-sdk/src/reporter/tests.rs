@@ -260,6 +260,20 @@ async fn health(channel: &Channel, service: &str) -> Wire {
 }
 
 #[tokio::test]
+async fn a_watch_of_health_hears_the_end_and_does_not_hold_the_server() {
+    let backend = backend(&[]).await;
+    let channel = connect(&backend.address).await;
+    let request = HealthCheckRequest { service: "greeter".to_owned() };
+    let mut watch = HealthClient::new(channel).watch(request).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), Wire::Serving);
+    backend.leave.send(()).unwrap();
+    assert_eq!(timeout(SOON, watch.message()).await.unwrap().unwrap().unwrap().status(), Wire::NotServing);
+    let end = timeout(SOON, watch.message()).await.unwrap().unwrap_err();
+    assert_eq!(end.code(), tonic::Code::Unavailable);
+    timeout(SOON, backend.served).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn health_says_what_the_backend_says() {
     let backend = backend(&[]).await;
     let channel = connect(&backend.address).await;

@@ -63,7 +63,10 @@ pub(super) fn watch(parts: &Parts, request: v1::WatchDecisionsRequest) -> Result
                 return;
             }
         }
-        while request.follow {
+        if !request.follow {
+            return;
+        }
+        loop {
             let recorded = tokio::select! {
                 recorded = coming.recv() => recorded,
                 () = out.closed() => return,

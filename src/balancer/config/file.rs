@@ -12,7 +12,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{
     Config, Error, Limits, Listen, Network, Node, Problem, Registration, Service,
-    value::{Endpoint, EndpointForm, Maybe, Percent, Socket, Span},
+    value::{Endpoint, EndpointForm, Maybe, Percent, Socket, Span, or_default},
 };
 
 /// No duration of the file may be longer: the wire carries milliseconds in 32 bits.
@@ -21,12 +21,18 @@ const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Form {
+    #[serde(deserialize_with = "or_default")]
     listen: ListenForm,
+    #[serde(deserialize_with = "or_default")]
     node: NodeForm,
     data_dir: Option<PathBuf>,
+    #[serde(deserialize_with = "or_default")]
     defaults: ServiceForm,
+    #[serde(deserialize_with = "or_default")]
     services: Vec<Spanned<ServiceForm>>,
+    #[serde(deserialize_with = "or_default")]
     registration: RegistrationForm,
+    #[serde(deserialize_with = "or_default")]
     limits: LimitsForm,
 }
 
@@ -52,11 +58,13 @@ struct ServiceForm {
     name: Maybe<String>,
     endpoints: Maybe<Vec<Spanned<Endpoint>>>,
     policy: Option<PolicyKind>,
+    #[serde(deserialize_with = "or_default")]
     health: HealthForm,
     report_period: Maybe<Span>,
     lease: Maybe<Span>,
     panic_threshold: Option<Percent>,
     slow_start: Maybe<Span>,
+    #[serde(deserialize_with = "or_default")]
     locality: LocalityForm,
     subset_size: Maybe<u32>,
 }
@@ -83,6 +91,7 @@ struct LocalityForm {
 struct RegistrationForm {
     enabled: Option<bool>,
     allow_foreign_addresses: Option<bool>,
+    #[serde(deserialize_with = "or_default")]
     allow: Vec<Spanned<String>>,
 }
 
@@ -157,12 +166,10 @@ impl Problems {
 
 impl Form {
     fn into_config(self, problems: &mut Problems) -> Config {
-        for at in
-            [self.defaults.name.as_ref().map(|n| n.referenced), self.defaults.endpoints.as_ref().map(|e| e.referenced)]
-        {
-            if let Some(at) = at {
-                problems.add(at, "defaults are for all services: they have neither a name nor endpoints");
-            }
+        let name = self.defaults.name.as_ref().map(|name| name.referenced);
+        let endpoints = self.defaults.endpoints.as_ref().map(|endpoints| endpoints.referenced);
+        for at in name.into_iter().chain(endpoints) {
+            problems.add(at, "defaults are for all services: they have neither a name nor endpoints");
         }
         let defaults = self.defaults.config(&ServiceConfig::default(), problems);
         if let Some(first_beyond) = self.services.get(SERVICES_MAX) {

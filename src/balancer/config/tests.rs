@@ -17,7 +17,7 @@ fn the_file_in_deploy_names_every_key_and_says_the_defaults() {
 
 #[test]
 fn an_empty_file_is_the_default() {
-    for empty in ["", "# nothing\n", "{}"] {
+    for empty in ["", "# nothing\n", "{}", "services:\n#  - name: a\ndefaults:\n  health:\nregistration: {allow: }"] {
         assert_eq!(Config::parse("f", empty).unwrap(), Config::default());
     }
 }

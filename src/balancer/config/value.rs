@@ -145,6 +145,11 @@ impl<'de> Deserialize<'de> for Endpoint {
     }
 }
 
+/// A key with nothing behind it, as when all below it is commented out, is as good as none.
+pub(super) fn or_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
+}
+
 /// A value and its place; `None` where the file is silent.
 pub(super) type Maybe<T> = Option<Spanned<T>>;
 

@@ -94,6 +94,16 @@ async fn reports_and_outcomes_reach_the_table() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_last_report_before_a_stream_broke_is_no_sign_of_life() {
+    let (handle, _stop) = begin(Vec::new(), None);
+    handle.ask(registered(1)).await.unwrap();
+    handle.report(backend(1), LoadReport { sequence: 1, in_flight: 5, ..LoadReport::default() });
+    handle.tell(Event::ReportStreamBroken { backend: backend(1) }).await; // Both in one turn.
+    let after = until(&handle, |s| endpoint(s, 1).is_some_and(|e| e.in_flight == 5)).await;
+    assert!(!endpoint(&after, 1).and_then(|e| e.lease.as_ref()).unwrap().connected);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_herd_of_events_makes_few_snapshots() {
     let (handle, _stop) = begin(Vec::new(), None);
     let first = handle.snapshots().borrow().version.sequence;

@@ -16,12 +16,15 @@ use tokio::{sync::watch, time::Instant};
 use super::cohorts::List;
 use crate::limits::{ACK_WAIT, UNACKNOWLEDGED_LISTS_MAX};
 
+/// Lists in use, and by how many streams.
+type ByDigest = BTreeMap<u64, (Arc<List>, usize)>;
+
 /// All streams of all front ends.
 pub(crate) struct Clients {
     next: AtomicU64,
     streams: Mutex<BTreeMap<u64, Arc<Mutex<Client>>>>,
-    /// Every list that some client may be using, by digest, and by how many streams.
-    lists: Mutex<BTreeMap<ServiceName, BTreeMap<u64, (Arc<List>, usize)>>>,
+    /// Every list that some client may be using.
+    lists: Mutex<BTreeMap<ServiceName, ByDigest>>,
     changed: watch::Sender<u64>,
 }
 

@@ -54,6 +54,30 @@ pub(crate) struct Published {
     pub(crate) tick_frame: Bytes,
     /// When the state of affairs that it shows was taken.
     pub(crate) at: Timestamp,
+    /// What is sent is counted here.
+    pub(crate) counters: Counters,
+}
+
+/// Counters of a service, looked up once instead of at every stream.
+#[derive(Clone)]
+pub(crate) struct Counters {
+    pub(crate) lists: metrics::Counter,
+    pub(crate) ticks: metrics::Counter,
+}
+
+impl Counters {
+    fn of(service: &ServiceName) -> Self {
+        Self {
+            lists: metrics::counter!(telemetry::PICK_UPDATES_TOTAL, "service" => service.to_string()),
+            ticks: metrics::counter!(telemetry::PICK_HEARTBEATS_TOTAL, "service" => service.to_string()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Counters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Counters")
+    }
 }
 
 /// A list that can be asked about addresses.
@@ -93,6 +117,8 @@ struct Entry {
     /// When the last list went out, and the last list or tick.
     listed_at: Instant,
     beat_at: Instant,
+    /// Made with the first list: a name that nobody knows is not a label.
+    counters: Option<Counters>,
 }
 
 impl Cohorts {
@@ -112,6 +138,7 @@ impl Cohorts {
                 service: None,
                 listed_at: now,
                 beat_at: now,
+                counters: None,
             };
             // Under the lock, so that no two computations can overtake each other and a version fall.
             entry.refresh(service, cohort, &self.snapshots.borrow(), self.driver.now());
@@ -208,6 +235,7 @@ impl Entry {
             version: service.version,
             list,
             at: snapshot.at,
+            counters: self.counters.get_or_insert_with(|| Counters::of(name)).clone(),
         };
         metrics::histogram!(telemetry::DECISION_DURATION_SECONDS).record(began.elapsed());
         self.answer.send_replace(Arc::new(Answer::List(published)));

@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use lookaside_core::model::{EndpointSpec, ServiceName};
 use lookaside_proto::v1::{
-    GetStatusRequest, PickRequest, PickResponse, admin_client::AdminClient, balancer_client::BalancerClient,
-    pick_request, pick_response,
+    Ack, GetStatusRequest, LoadReport, PickRequest, PickResponse, Registration, ReportResponse, Subscribe,
+    admin_client::AdminClient, balancer_client::BalancerClient, pick_request, pick_response,
+    reporter_client::ReporterClient,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -19,7 +20,7 @@ use tonic_health::pb::{
 use super::*;
 use crate::{
     config::Listen,
-    testing::{PATIENCE, address, connect},
+    testing::{PATIENCE, address, connect, serve},
 };
 
 fn config() -> Config {
@@ -104,4 +105,74 @@ async fn an_address_in_use_is_named() {
     let error = run(config, CancellationToken::new()).await.unwrap_err().to_string();
     assert!(error.contains(&taken.to_string()) && error.contains("admin"), "{error}");
     drop(holder);
+}
+
+async fn report(at: SocketAddr) -> (mpsc::UnboundedSender<LoadReport>, tonic::Streaming<ReportResponse>) {
+    let (tell, reports) = mpsc::unbounded_channel();
+    let mut client = ReporterClient::new(connect(at).await);
+    (tell, client.report(UnboundedReceiverStream::new(reports)).await.unwrap().into_inner())
+}
+
+/// Reads until an answer is as wished.
+async fn heard<T>(answers: &mut tonic::Streaming<T>, mut is: impl FnMut(&T) -> bool) -> T {
+    let read = async {
+        loop {
+            let answer = answers.message().await.unwrap().expect("the stream goes on");
+            if is(&answer) {
+                return answer;
+            }
+        }
+    };
+    timeout(PATIENCE, read).await.expect("it comes in time")
+}
+
+fn offers(answer: &PickResponse, address: &str) -> bool {
+    match &answer.kind {
+        Some(pick_response::Kind::List(list)) => list.endpoints.iter().any(|e| e.address == address && e.weight > 0),
+        _ => false,
+    }
+}
+
+#[tokio::test]
+async fn a_backend_is_offered_as_soon_as_it_registers_and_leaves_when_nobody_names_it() {
+    let (shutdown, stop) = (CancellationToken::new(), CancellationToken::new());
+    let running = run(config(), shutdown.clone()).await.unwrap();
+    let at = running.addresses;
+    let health = Routes::new(tonic_health::server::health_reporter().1);
+    let backend = serve(health, Default::default(), &stop).await.to_string();
+    let (ask, mut answers) = pick(at.client).await;
+    let subscribe = Subscribe { service: "echo".into() };
+    ask.send(PickRequest { kind: Some(pick_request::Kind::Subscribe(subscribe)) }).unwrap();
+    let (tell, mut told) = report(at.client).await;
+    let registration = Registration {
+        service: "echo".into(),
+        address: backend.clone(),
+        instance: "echo-1".into(),
+        incarnation: 1,
+        ..Default::default()
+    };
+    let began = Instant::now();
+    tell.send(LoadReport { registration: Some(registration), sequence: 1, ..Default::default() }).unwrap();
+    heard(&mut told, |answer| answer.accepted).await;
+    let list = heard(&mut answers, |answer| offers(answer, &backend)).await;
+    // A newcomer waits for two seconds after the start at most; the backend itself is found in milliseconds.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let acknowledge = |answer: &PickResponse| {
+        if let Some(pick_response::Kind::List(list)) = &answer.kind {
+            let ack = Ack { service: list.service.clone(), version: list.version, refused: String::new() };
+            ask.send(PickRequest { kind: Some(pick_request::Kind::Ack(ack)) }).unwrap();
+        }
+    };
+    acknowledge(&list);
+    tell.send(LoadReport { sequence: 2, draining: true, ..Default::default() }).unwrap();
+    let without = heard(&mut answers, |answer| {
+        matches!(&answer.kind, Some(pick_response::Kind::List(_))) && !offers(answer, &backend)
+    })
+    .await;
+    acknowledge(&without);
+    heard(&mut told, |answer| !answer.listed).await;
+    drop((tell, told, ask, answers));
+    shutdown.cancel();
+    timeout(PATIENCE, running.finished()).await.expect("it ends").unwrap();
+    stop.cancel();
 }

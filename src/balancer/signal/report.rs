@@ -6,11 +6,13 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use dashmap::DashMap;
+use lookaside_core::event::Backend;
 use lookaside_proto::v1::{self, reporter_server};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,29 +36,52 @@ pub(crate) struct Rules {
     pub(crate) stream_age: Duration,
 }
 
-/// How many report streams are open.
+/// The report streams that are open, and which of them speaks for which backend.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Streams(Arc<AtomicUsize>);
+pub(crate) struct Streams(Arc<Open>);
+
+#[derive(Debug, Default)]
+struct Open {
+    count: AtomicUsize,
+    opened: AtomicU64,
+    speakers: DashMap<Backend, u64>,
+}
 
 impl Streams {
-    /// Now.
+    /// How many there are now.
     pub(crate) fn open(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.count.load(Ordering::Relaxed)
     }
 
     fn enter(&self) -> Entered {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.count.fetch_add(1, Ordering::Relaxed);
         metrics::gauge!(telemetry::REPORT_STREAMS).increment(1.0);
-        Entered(self.clone())
+        Entered { streams: self.clone(), id: self.0.opened.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
-/// Counts a stream for as long as it is open.
-struct Entered(Streams);
+/// One stream, counted for as long as it is open.
+struct Entered {
+    streams: Streams,
+    id: u64,
+}
+
+impl Entered {
+    /// Speaks for the backend from now on; an older stream of it no longer does.
+    fn speak_for(&self, backend: Backend) {
+        self.streams.0.speakers.insert(backend, self.id);
+    }
+
+    /// Whether it still spoke for the backend. A connection that broke long ago is found out only after the backend has
+    /// come back on another: its end says nothing about the backend then.
+    fn fall_silent(&self, backend: &Backend) -> bool {
+        self.streams.0.speakers.remove_if(backend, |_, speaker| *speaker == self.id).is_some()
+    }
+}
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.streams.0.count.fetch_sub(1, Ordering::Relaxed);
         metrics::gauge!(telemetry::REPORT_STREAMS).decrement(1.0);
     }
 }
@@ -118,13 +143,8 @@ impl reporter_server::Reporter for Service {
             local_ip: request.local_addr().map(|address| address.ip().to_canonical()),
         };
         let (out, responses) = mpsc::channel(1);
-        let entered = self.streams.enter();
-        let stream = stream::Stream::new(self.driver.clone(), Arc::clone(&self.rules), self.holders.clone(), peer);
-        let (inbound, draining) = (request.into_inner(), self.draining.clone());
-        tokio::spawn(async move {
-            stream.serve(inbound, out, draining).await;
-            drop(entered);
-        });
+        let stream = stream::Stream::new(self, self.streams.enter(), peer);
+        tokio::spawn(stream.serve(request.into_inner(), out, self.draining.clone()));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 }

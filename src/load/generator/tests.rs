@@ -189,10 +189,3 @@ async fn a_backend_killed_under_load_costs_the_calls_in_flight_on_it_at_most() {
     // A call may arrive between the count and the kill.
     assert!(summary.failed <= in_flight + 2, "{in_flight} in flight: {summary:?}");
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zz_measure() {
-    let fleet = Fleet::start(3, Duration::ZERO).await;
-    let summary = run(fleet.config()).await;
-    println!("{summary:?}");
-}

@@ -4,8 +4,8 @@ use std::future::{Ready, ready};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use futures_util::{StreamExt as _, stream};
-use http::HeaderValue;
 use http_body_util::{BodyExt as _, StreamBody};
+use lookaside_proto::v1::Registration;
 use lookaside_proto::xds::data::orca::v3::OrcaLoadReport;
 use prost::Message as _;
 use tower::{Layer as _, Service as _};
@@ -46,7 +46,7 @@ fn trailers(status: &'static str) -> Frame<Bytes> {
 }
 
 fn layer() -> ReportLayer {
-    ReportLayer { counters: Arc::new(Counters::new()), named: Arc::default() }
+    ReportLayer { shared: Arc::new(Shared::new(Registration::default(), 0, false)) }
 }
 
 fn request(path: &str) -> Request<()> {
@@ -67,16 +67,16 @@ fn rif(headers: &HeaderMap) -> f64 {
 #[tokio::test]
 async fn head_and_trailers_carry_the_load_of_the_other_calls() {
     let layer = layer();
-    let others = [layer.counters.begin(None), layer.counters.begin(None)];
+    let others = [layer.shared.counters.begin(None), layer.shared.counters.begin(None)];
     let mut service = layer.layer(Answering(|| body(vec![Frame::data(Bytes::from_static(b"x")), trailers("0")])));
     let response = service.call(request("/a.B/C")).await.unwrap();
     assert_eq!(rif(response.headers()), 2.0);
-    assert_eq!(layer.counters.totals().in_flight, 3);
+    assert_eq!(layer.shared.counters.totals().in_flight, 3);
     drop(others);
     let collected = response.into_body().collect().await.unwrap();
     let trailers = collected.trailers().unwrap();
     assert_eq!(rif(trailers), 0.0);
-    assert_eq!(layer.counters.totals().in_flight, 0);
+    assert_eq!(layer.shared.counters.totals().in_flight, 0);
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn ends_are_told_apart_by_the_status_in_trailers_or_head() {
     }));
     let response = headed.call(request("/a.B/C")).await.unwrap();
     assert_eq!(rif(response.headers()), 0.0);
-    let totals = layer.counters.totals();
+    let totals = layer.shared.counters.totals();
     assert_eq!(totals.completions, 6);
     assert_eq!((totals.errors_overload, totals.errors_deadline, totals.errors_endpoint), (1, 1, 3));
     assert_eq!(totals.in_flight, 0);
@@ -126,7 +126,7 @@ async fn a_response_that_is_dropped_ends_its_call() {
     let response = service.call(request("/a.B/C")).await.unwrap();
     drop(response);
     drop(service.call(request("/a.B/C")));
-    let totals = layer.counters.totals();
+    let totals = layer.shared.counters.totals();
     assert_eq!((totals.completions, totals.in_flight, totals.errors_endpoint), (2, 0, 0));
 }
 
@@ -144,7 +144,7 @@ async fn questions_about_the_backend_are_not_its_load() {
         assert!(!response.headers().contains_key(orca::TRAILER), "{path}");
         response.into_body().collect().await.unwrap();
     }
-    assert_eq!(layer.counters.totals().completions, 0);
+    assert_eq!(layer.shared.counters.totals().completions, 0);
 }
 
 #[test]

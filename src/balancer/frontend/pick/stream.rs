@@ -166,7 +166,7 @@ impl PickStream {
     async fn run(mut self, requests: &mut Streaming<PickRequest>, out: &Out, connection: Option<&Connection>) -> End {
         let never = CancellationToken::new();
         let leaving = connection.map_or(&never, Connection::leaving);
-        let settled = self.from_now(NEWCOMER_WAIT);
+        let settled = self.after_start(NEWCOMER_WAIT);
         loop {
             let waiting = self.pending.since();
             let unread = waiting.map_or_else(Instant::now, |since| since + UNREAD_MAX);
@@ -197,18 +197,22 @@ impl PickStream {
                     }
                 }
                 () = out.closed() => return End::Gone,
-                () = self.shared.draining.cancelled() => {
-                    return End::Moved(Status::unavailable("balancer is draining"));
-                }
-                () = leaving.cancelled() => {
-                    return End::Said(Status::unavailable("the connection is old: open another"));
-                }
+                () = self.shared.draining.cancelled() => return self.leave(),
+                () = leaving.cancelled() => return self.leave(),
             }
         }
     }
 
+    fn leave(&self) -> End {
+        // The end of the balancer is the end of its connections as well: this is the better advice.
+        if self.shared.draining.is_cancelled() {
+            return End::Moved(Status::unavailable("balancer is draining"));
+        }
+        End::Said(Status::unavailable("the connection has reached its age: open another"))
+    }
+
     /// The moment `wait` after the start of the balancer.
-    fn from_now(&self, wait: std::time::Duration) -> Instant {
+    fn after_start(&self, wait: std::time::Duration) -> Instant {
         let up = self.shared.driver.now().since(Timestamp::default());
         Instant::now() + wait.saturating_sub(up)
     }
@@ -310,13 +314,11 @@ impl PickStream {
     fn take(&self, service: &ServiceName, told: Vec<Told>) {
         let snapshots = self.shared.driver.snapshots();
         let snapshot = Arc::clone(&snapshots.borrow());
-        let (mut calls, mut failed) = (0, 0);
+        let (mut failed, mut sums) = (0, BTreeMap::new());
         for told in told {
-            calls += told.calls();
             failed += told.outcomes.failed;
-            for (outcome, count) in told.counts.iter().filter(|(_, count)| *count > 0) {
-                let labels = [("service", service.to_string()), ("outcome", (*outcome).to_owned())];
-                metrics::counter!(telemetry::CLIENT_CALLS_TOTAL, &labels).increment(*count);
+            for (outcome, count) in told.counts {
+                *sums.entry(outcome).or_insert(0) += count;
             }
             let endpoint = snapshot.services.get(service).and_then(|s| s.endpoint(&told.address));
             // What an earlier start of the backend did says nothing of this one.
@@ -324,6 +326,11 @@ impl PickStream {
                 self.shared.driver.outcomes(&self.client, service, &told.address, told.outcomes);
             }
         }
+        for (outcome, count) in sums.iter().filter(|(_, count)| **count > 0) {
+            let labels = [("service", service.to_string()), ("outcome", (*outcome).to_owned())];
+            metrics::counter!(telemetry::CLIENT_CALLS_TOTAL, &labels).increment(*count);
+        }
+        let calls = sums.values().sum();
         self.session.told(service, calls, failed);
     }
 
@@ -362,10 +369,9 @@ impl PickStream {
             self.newcomers.insert(service, Arc::clone(answer));
             return None;
         }
-        let name = service.to_string();
         if subscribed.digest == Some(assignment.digest) {
             self.session.rebased(&service, published.version, &published.list);
-            metrics::counter!(telemetry::PICK_HEARTBEATS_TOTAL, "service" => name).increment(1);
+            published.counters.ticks.increment(1);
             return Some(published.tick_frame.clone());
         }
         subscribed.digest = Some(assignment.digest);
@@ -374,7 +380,7 @@ impl PickStream {
             metrics::histogram!(telemetry::PROPAGATION_DURATION_SECONDS).record(now.since(published.at));
         }
         self.session.sent(&service, published.version, &published.list);
-        metrics::counter!(telemetry::PICK_UPDATES_TOTAL, "service" => name).increment(1);
+        published.counters.lists.increment(1);
         Some(published.list_frame.clone())
     }
 

@@ -482,3 +482,26 @@ async fn a_client_that_reads_nothing_for_long_loses_its_stream() {
     }
     panic!("the stream is still there");
 }
+
+#[tokio::test]
+async fn a_change_reaches_every_stream() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1", "10.0.0.2:1"]).await;
+    let mut clients = Vec::new();
+    for connection in 0..5 {
+        let channel = connect(balancer.address).await;
+        for stream in 0..100 {
+            let mut client = Client::open(channel.clone()).await;
+            let client_id = format!("web-{connection}-{stream}");
+            client.ask(Ask::Hello(Hello { client_id, ..Hello::default() }));
+            client.subscribe("greeter");
+            client.offered(&["10.0.0.1:1", "10.0.0.2:1"]).await;
+            clients.push(client);
+        }
+    }
+    assert!(balancer.cohorts.count() <= 64, "five hundred streams share their lists");
+    drain(&balancer, "10.0.0.1:1").await;
+    for client in &mut clients {
+        client.offered(&["10.0.0.2:1"]).await;
+    }
+}

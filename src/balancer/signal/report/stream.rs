@@ -19,7 +19,7 @@ use tonic::{
 use tonic_types::StatusExt as _;
 
 use super::{
-    Peer, Rules,
+    Entered, Peer, Rules, Service,
     mailbox::{End, Mailbox, News},
     parse::{self, Registration},
 };
@@ -37,6 +37,7 @@ pub(super) struct Stream {
     driver: Handle,
     rules: Arc<Rules>,
     holders: Holders,
+    entered: Entered,
     peer: Peer,
     /// What it is registered as; `None` until the table has taken it.
     me: Option<Registration>,
@@ -58,9 +59,19 @@ enum Over {
 }
 
 impl Stream {
-    pub(super) fn new(driver: Handle, rules: Arc<Rules>, holders: Holders, peer: Peer) -> Self {
-        let (me, sent, refused) = (None, None, None);
-        Self { driver, rules, holders, peer, me, is_leaving: false, heard: Vec::new(), sent, refused }
+    pub(super) fn new(service: &Service, entered: Entered, peer: Peer) -> Self {
+        Self {
+            driver: service.driver.clone(),
+            rules: Arc::clone(&service.rules),
+            holders: service.holders.clone(),
+            entered,
+            peer,
+            me: None,
+            is_leaving: false,
+            heard: Vec::new(),
+            sent: None,
+            refused: None,
+        }
     }
 
     /// Serves the stream to its end.
@@ -77,8 +88,10 @@ impl Stream {
             // Whoever does not read its answers does not get this one.
             let _ = out.try_send(Err(status.clone()));
         }
-        let Some(me) = self.me else { return };
-        let backend = me.backend();
+        let Some(backend) = self.me.as_ref().map(Registration::backend) else { return };
+        if !self.entered.fall_silent(&backend) {
+            return;
+        }
         match over {
             Over::Gone if self.is_leaving => self.driver.tell(Event::Departed { backend }).await,
             Over::Gone => self.driver.tell(Event::ReportStreamBroken { backend }).await,
@@ -168,6 +181,7 @@ impl Stream {
         let (service, endpoint) = (registration.service.clone(), registration.endpoint.clone());
         match self.driver.ask(Event::Registered { service, endpoint }).await {
             Ok(()) => {
+                self.entered.speak_for(registration.backend());
                 self.me = Some(registration);
                 Ok(())
             }
@@ -267,7 +281,7 @@ impl Reader {
         }
     }
 
-    /// Checks a message; nothing of a bad one is taken.
+    /// Checks a message; nothing of a bad one is taken, unless it is bad by the overrides that it repeats alone.
     fn news(&mut self, wire: &v1::LoadReport) -> Result<News, Status> {
         let registration = match &wire.registration {
             Some(registration) => Some(parse::registration(registration, &self.rules, self.peer)?),
@@ -294,10 +308,17 @@ impl Reader {
             Some(counters) => Some(parse::counters(counters, wire.sequence)?),
             None => None,
         };
-        let overrides = parse::overrides(&wire.overrides, me, unix_ms())?;
+        // Words come from other replicas: a backend that repeats a bad one must not lose its lease by it.
+        let (overrides, refused) = match parse::overrides(&wire.overrides, me, unix_ms()) {
+            Ok(overrides) => (Some(overrides), None),
+            Err(status) => {
+                count_refused(&status);
+                (None, Some(status))
+            }
+        };
         self.me = Some(me.clone());
         self.sequence = wire.sequence;
-        Ok(News { registration, load, overrides: Some(overrides), draining: wire.draining, refused: None, end: None })
+        Ok(News { registration, load, overrides, draining: wire.draining, refused, end: None })
     }
 }
 

@@ -162,14 +162,15 @@ async fn a_later_bad_message_is_refused_and_the_stream_lives() {
         (v1::LoadReport { counters: Some(nan), ..reporting(2, 9) }, "UTILIZATION_OUT_OF_RANGE"),
         (elsewhere, "REGISTRATION_CHANGED"),
         (reporting(1, 9), "REPORT_OLD"),
-        (v1::LoadReport { overrides: vec![v1::Override::default()], ..reporting(4, 9) }, "OVERRIDE_SCOPE_MISSING"),
     ] {
         backend.send(report).await;
         let answer = backend.until(|a| !a.refused_reason.is_empty()).await;
         assert_eq!(answer.refused_reason, expected);
         assert!(answer.accepted && !answer.refused_message.is_empty());
     }
-    backend.send(reporting(5, 4)).await;
+    let strange = vec![v1::Override::default()];
+    backend.send(v1::LoadReport { overrides: strange, ..reporting(5, 4) }).await;
+    assert_eq!(backend.until(|a| !a.refused_reason.is_empty()).await.refused_reason, "OVERRIDE_SCOPE_MISSING");
     until_endpoint(&world.driver, address(), |e| e.in_flight == 4).await;
     backend.send(registering(6)).await; // Repeating is fine.
     backend.send(reporting(7, 5)).await;
@@ -239,6 +240,28 @@ async fn a_stream_that_breaks_without_a_word_leaves_the_endpoint_and_wants_a_che
     drop(backend);
     let after = until_endpoint(&world.driver, address(), |e| e.lease.as_ref().is_some_and(|l| !l.connected)).await;
     assert!(after.check_wanted > before.check_wanted);
+}
+
+#[tokio::test]
+async fn the_end_of_an_old_stream_says_nothing_about_a_backend_that_came_back() {
+    let world = World::start().await;
+    let mut old = world.connect().await;
+    old.send(registering(1)).await;
+    old.until(|a| a.accepted).await;
+    let mut new = world.connect().await;
+    new.send(registering(2)).await;
+    new.until(|a| a.accepted).await;
+    drop(old);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while world.streams.open() > 1 {
+        assert!(tokio::time::Instant::now() < deadline, "the old stream never ended");
+        tokio::task::yield_now().await;
+    }
+    new.send(reporting(3, 8)).await;
+    let endpoint = until_endpoint(&world.driver, address(), |e| e.in_flight == 8).await;
+    assert!(endpoint.lease.unwrap().connected);
+    let decided = world.driver.decisions().0;
+    assert!(decided.iter().all(|r| r.decision.kind != lookaside_core::decision::Kind::State), "{decided:?}");
 }
 
 #[tokio::test]
