@@ -30,6 +30,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// reader that stalls on small messages must not cost the other calls their connection.
 const SMALL_FRAMES_BYTES: usize = 64 * 1024 * 1024;
 const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+/// Cancelled streams whose late frames are expected.
+const RESETS_REMEMBERED: usize = 1_024;
 /// A connection with calls on it that has been this long without a ping gets one.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// An unanswered ping ends the connection after this.
@@ -92,6 +94,9 @@ impl Connection {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .data_frame_budget(SMALL_FRAMES_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES_MAX)
+            // Dropped calls whose answers are still on the way: remembered, and past that no reason to give up the connection.
+            .max_concurrent_reset_streams(RESETS_REMEMBERED)
+            .max_local_error_reset_streams(None)
             .enable_push(false)
             // Frames that were under way when a caller dropped its response are answered by a reset, and the library
             // would count these over the life of the connection and cut it after 1,024: with 10,000 dropped responses

@@ -224,11 +224,16 @@ impl<T> Picker<T> {
         Some(chosen)
     }
 
-    /// Two fit candidates drawn by weight, and of them the one with less in flight.
+    /// Two fit candidates drawn by weight, and of them the one with less in flight. The first is drawn evenly rather than at
+    /// random: at low load shares then follow weights after a few calls, not after thousands.
     fn lighter_of_two(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
-        let first = (0..DRAWS_MAX)
-            .map(|_| self.at(rng.below(self.weight_sum)))
-            .find_map(|c| c.filter(|c| self.admits(c, now_us, tried)))?;
+        let turn = self.fleet.turn.fetch_add(1, Relaxed);
+        let first = self.at_turn(turn).filter(|c| self.admits(c, now_us, tried));
+        let first = first.or_else(|| {
+            (1..DRAWS_MAX)
+                .map(|_| self.at(rng.below(self.weight_sum)))
+                .find_map(|c| c.filter(|c| self.admits(c, now_us, tried)))
+        })?;
         let rest = self.weight_sum - u64::from(first.weight);
         if rest == 0 || first.peer.load(now_us) == 0 {
             // An idle one is taken as drawn: at low load shares follow weights exactly.
@@ -255,8 +260,7 @@ impl<T> Picker<T> {
                 let count = self.candidates.len() as u64;
                 self.candidates.get(turn.checked_rem(count)? as usize)
             } else {
-                // Golden-ratio steps along the line of weights: every stretch is met in proportion to its length, and evenly.
-                self.at(scale(turn.wrapping_mul(GOLDEN_STEP), self.weight_sum))
+                self.at_turn(turn)
             };
             candidate.filter(|c| self.admits(c, now_us, tried))
         })
@@ -300,6 +304,11 @@ impl<T> Picker<T> {
             }
         }
         best
+    }
+
+    /// Golden-ratio steps along the line of weights: every stretch is met in proportion to its length, and evenly.
+    fn at_turn(&self, turn: u64) -> Option<&Candidate<T>> {
+        self.at(scale(turn.wrapping_mul(GOLDEN_STEP), self.weight_sum))
     }
 
     /// The candidate at this place on the line of weights.

@@ -75,7 +75,8 @@ async fn exit_codes_tell_scripts_what_happened() {
     // Nothing of this changed anything.
     balancer.wait_for_endpoints(2, EndpointState::Eligible).await;
 
-    for (text, names) in [("listen: { client: nonsense }", "nonsense"), ("no_such_key: 1", "no_such_key"), ("[", ":1:")] {
+    for (text, names) in [("listen: { client: nonsense }", "nonsense"), ("no_such_key: 1", "no_such_key"), ("[", ":1:")]
+    {
         let bad = TemporaryFile::new(text);
         let output = cli(&["serve", "--config", bad.path()]).await.expect(78);
         assert!(output.stdout.is_empty() && output.stderr.contains(names), "{output:?}");

@@ -26,6 +26,7 @@ async fn all_of_six_equal_endpoints_get_their_share() {
     let summary = Client::start(&balancer, &["--clients", "3", "--rate", "600", "--for", "10s"]).finish().await;
     summary.expect_no_failure();
     assert_eq!(summary.used(), 6, "{:#}", summary.0);
+    println!("max over mean: {}", summary.max_over_mean());
     assert!(summary.max_over_mean() <= 1.10, "{:#}", summary.0);
 }
 
@@ -67,12 +68,14 @@ async fn a_new_endpoint_is_called_at_once_and_comes_to_its_share_slowly() {
         let fair = calls.iter().sum::<f64>() / 7.0;
         let share = calls[6] / fair;
         let due = f64::from(quarters) / 4.0;
+        println!("share at {due} of slow start: {share:.3}");
         assert!((share / due - 1.0).abs() <= 0.25, "at {due} of slow start it has {share} of its share: {calls:?}");
     }
     let summary = client.stop().await;
     summary.expect_no_failure();
     let first_call = summary.first_call_unix_ms(&new).expect("a call on the new endpoint");
     let added = decided_unix_ms(&balancer, &new, "ADDED").await;
+    println!("first call {} ms after it was added", i128::from(first_call) - i128::from(added));
     assert!(first_call <= added + CHANGE_MS_MAX, "added at {added}, first called at {first_call}");
 }
 
@@ -104,6 +107,7 @@ async fn a_drained_endpoint_is_left_at_once_and_no_call_fails() {
     let summary = client.stop().await;
     summary.expect_no_failure();
     let last_call = summary.last_call_unix_ms(drained).expect("calls before the drain");
+    println!("last call {} ms after the order", i128::from(last_call) - i128::from(ordered));
     assert!(last_call <= ordered + CHANGE_MS_MAX, "ordered at {ordered}, last called at {last_call}");
 
     balancer.cli(&["undrain", drained, "--wait"]).await.expect(0);
@@ -129,6 +133,7 @@ async fn a_drained_locality_is_left_at_once_and_no_call_fails() {
     summary.expect_no_failure();
     for address in &leaving.addresses {
         let last_call = summary.last_call_unix_ms(address).expect("calls before the drain");
+        println!("last call {} ms after the order", i128::from(last_call) - i128::from(ordered));
         assert!(last_call <= ordered + CHANGE_MS_MAX, "ordered at {ordered}, last called at {last_call}");
     }
     for address in &staying.addresses {

@@ -235,7 +235,7 @@ async fn the_idle_limit_ends_a_stream_that_went_quiet() {
 async fn dropped_responses_leave_no_stream() {
     let backend = Backend::start().await;
     let (channel, mut client) = client(fixed(&[&backend.address]));
-    for n in 0..300 {
+    for n in 0..1_000 {
         let request = StreamRequest { count: 1_000_000, size_bytes: 1_000, interval_ms: 0 };
         let mut replies = client.server_stream(request).await.unwrap().into_inner();
         if n % 2 == 0 {
@@ -254,6 +254,7 @@ async fn dropped_responses_leave_no_stream() {
     idle(&channel).await;
     eventually("nothing open on the server", || backend.counts.open.load(SeqCst) == 0).await;
     client.unary(says(b"x")).await.unwrap();
+    assert_eq!(backend.counts.connections.load(SeqCst), 1, "the connection outlived them");
 }
 
 #[tokio::test]

@@ -20,6 +20,9 @@ use crate::{
     },
 };
 
+/// Who `lookaside pick` says it is, unless told otherwise.
+const CLI_CLIENT_ID: &str = "lookaside-cli";
+
 /// Explains an endpoint, or without an address the order of the list.
 pub(super) fn explain(parts: &Parts, request: &v1::ExplainRequest) -> Result<v1::Explanation, Status> {
     let snapshot = parts.snapshot();
@@ -33,7 +36,9 @@ pub(super) fn explain(parts: &Parts, request: &v1::ExplainRequest) -> Result<v1:
         Some(view) => Cohort::of(&view.who.id, view.who.locality.clone()),
         None => {
             let locality = Locality::parse(&request.locality).map_err(|e| invalid("LOCALITY_INVALID", &e))?;
-            Cohort { seed: 0, locality }
+            // The cohort that `lookaside pick` asks for, so that the two commands show the same list.
+            let id = ClientId::parse(CLI_CLIENT_ID).map_err(|e| invalid("CLIENT_ID_INVALID", &e))?;
+            Cohort::of(&id, locality)
         }
     };
     let assignment = policy::assign(service, &cohort);

@@ -68,6 +68,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::field_reassign_with_default, reason = "the summary may grow: it cannot be written out whole")]
     fn summary() -> Summary {
         let mut endpoint = EndpointSummary::default();
         endpoint.address = "127.0.0.1:5001".to_owned();

@@ -68,6 +68,10 @@ impl Health {
             Some((_, detail)) => detail.clone(),
         };
         self.check = Some(Check { at: now, result, passed, streak });
+        if let (Verdict::Down(..), Some((code, detail))) = (&self.verdict, &failure) {
+            // It is out as before, for what is known of it now.
+            self.verdict = Verdict::Down(*code, detail.clone());
+        }
         self.failure = failure;
         if passed {
             // A passed check answers what clients suspected before it.
