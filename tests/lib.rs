@@ -93,8 +93,8 @@ impl Balancer {
 
     /// One on a loopback address that no connection of this machine is made from, so that its ports stay free while it is
     /// away and can be had again.
-    pub async fn to_be_restarted() -> Self {
-        Self::launch(None, ["127.0.0.2:0"; 3]).await
+    pub async fn to_be_restarted(yaml: &str) -> Self {
+        Self::launch(Some(TemporaryFile::new(yaml)), ["127.0.0.2:0"; 3]).await
     }
 
     /// Another one at the addresses of this one, which must have ended.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use crate::{
+    connection::Goodbye,
     endpoint::{Endpoint, Seat},
     outcome::Class,
-    picker::FAILURES_IN_A_ROW,
+    picker::Suspicion,
     pool::Pool,
     replay::{Pump, Replay},
 };
@@ -37,8 +38,9 @@ impl Attempt {
         self.seat = Some(seat);
     }
 
-    pub(crate) fn seat(&self) -> Option<&Seat> {
-        self.seat.as_ref()
+    /// Why the connection it uses is over, once it is.
+    pub(crate) fn goodbye(&self) -> Option<&Goodbye> {
+        self.seat.as_ref().and_then(|seat| seat.slot().goodbye())
     }
 
     /// The head of the request is on its way.
@@ -69,6 +71,10 @@ impl Attempt {
         &self.replay
     }
 
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// The call ended here.
     pub(crate) fn end(&mut self, class: Class) {
         self.finish(class, true);
@@ -88,12 +94,16 @@ impl Attempt {
             pump.abort();
         }
         let now_us = self.pool.now_us();
-        if self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, now_us) {
-            self.endpoint.tally.suspect(format!("{FAILURES_IN_A_ROW} calls in a row failed; the client put it aside"));
-            self.pool.alarm();
-        }
+        let suspicion = self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, now_us);
         if let Some(sent_us) = self.sent_us.filter(|_| told) {
             self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
+        }
+        if let Some(suspicion) = suspicion {
+            self.endpoint.tally.suspect(match suspicion {
+                Suspicion::FailuresInARow => "calls fail one after the other".to_owned(),
+                Suspicion::Silence => "calls stay unanswered while other endpoints answer".to_owned(),
+            });
+            self.pool.alarm();
         }
         self.seat = None;
     }

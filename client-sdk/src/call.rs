@@ -74,14 +74,14 @@ pub(crate) async fn run(
         .await;
         match done {
             Ok(result) => {
-                let (attempt, response) = result?;
+                let (attempt, response) = result.map_err(|status| pool.with_hint(status))?;
                 return Ok(answer(attempt, response, limits, timer));
             }
             // Leaving this block drops the attempt under way, which ends by its time having run out.
             Err(expired) => expired,
         }
     };
-    Err(timed_out(&pool, &replay, &limits, expired))
+    Err(pool.with_hint(timed_out(&pool, &replay, &limits, expired)))
 }
 
 type Answer = (Attempt, Response<h2::RecvStream>);
@@ -95,7 +95,9 @@ async fn attempts(
 ) -> Result<Answer, Status> {
     let mut tried: Vec<u64> = Vec::new();
     let mut story = String::new();
-    for number in 1.. {
+    let mut number = 0;
+    loop {
+        number += 1;
         let endpoint = choose(pool, settings, &tried, &story).await?;
         replay.now_at(Some((endpoint.clone(), number)));
         let attempt = Attempt::new(pool.clone(), endpoint, replay.clone(), number);
@@ -120,7 +122,6 @@ async fn attempts(
         let status = why::status(Code::Unavailable, message, Some(&address), What::NotProcessed, number);
         return Err(with_story(status, &story));
     }
-    Err(Status::internal("attempts are counted from one"))
 }
 
 /// An endpoint for the next attempt, waiting for one while there is hope.
@@ -170,18 +171,13 @@ async fn once(
             return Err(Verdict::NotProcessed(reason));
         }
     };
+    let sent = seat.slot().send(request_head(head, &attempt, limits));
     attempt.take_seat(seat);
-    let request = request_head(head, &attempt, limits);
-    let sent = attempt.seat().and_then(|seat| seat.slot()).map(|slot| slot.send(request));
     let (response, stream) = match sent {
-        Some(Ok(sent)) => sent,
-        Some(Err(error)) => {
+        Ok(sent) => sent,
+        Err(error) => {
             attempt.leave();
             return Err(Verdict::NotProcessed(format!("not sent: {}", crate::error::flatten(&error))));
-        }
-        None => {
-            attempt.leave();
-            return Err(Verdict::NotProcessed("not sent: no stream".to_owned()));
         }
     };
     attempt.sent();
@@ -205,7 +201,7 @@ async fn once(
             }
         }
         Err(error) => {
-            let goodbye = attempt.seat().and_then(|s| s.slot()).and_then(|s| s.goodbye()).cloned();
+            let goodbye = attempt.goodbye().cloned();
             let verdict = match replay.take_failure() {
                 Some(status) if error.is_reset() && !error.is_remote() => Verdict::Final(status),
                 _ => of_error(&error, goodbye.as_ref(), &attempt.endpoint.address, attempt.number, false),

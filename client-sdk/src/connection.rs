@@ -5,7 +5,7 @@
 //! leave half a stream behind when a call is dropped while its upload waits for window.
 
 use std::{
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     io,
     pin::pin,
     sync::{
@@ -94,13 +94,11 @@ impl Connection {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .data_frame_budget(SMALL_FRAMES_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES_MAX)
-            // Dropped calls whose answers are still on the way: remembered, and past that no reason to give up the connection.
             .max_concurrent_reset_streams(RESETS_REMEMBERED)
-            .max_local_error_reset_streams(None)
             .enable_push(false)
-            // Frames that were under way when a caller dropped its response are answered by a reset, and the library
-            // would count these over the life of the connection and cut it after 1,024: with 10,000 dropped responses
-            // it was cut ten times. The peer costs us no more than it sends.
+            // Frames that were under way when a caller dropped its response, and past those remembered, are answered by a
+            // reset. The library would cut the connection after 1,024 of these in its whole life; 10,000 dropped responses
+            // cut it ten times. The peer costs us no more than it sends.
             .max_local_error_reset_streams(None)
             // None until the peer's settings are here: a peer that takes one stream must not be sent a hundred.
             .initial_max_send_streams(0)
@@ -229,8 +227,6 @@ async fn drive(
         connection.say_goodbye(Goodbye { graceful: false, reason }, on_goodbye.take());
     }
 }
-
-use std::future::Future as _;
 
 /// Ends when a ping stays unanswered. Without calls it stays quiet: pings on an idle connection are an offence to some servers.
 async fn keep_alive(pings: Option<PingPong>, connection: std::sync::Weak<Connection>) {

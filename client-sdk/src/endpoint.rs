@@ -110,7 +110,7 @@ impl Endpoint {
     /// nothing was sent.
     pub(crate) async fn slot(self: &Arc<Self>) -> Result<Seat, String> {
         if let Some(slot) = self.free_slot() {
-            return Ok(Seat { slot: Some(slot), endpoint: self.clone() });
+            return Ok(Seat::new(slot, self));
         }
         loop {
             let mut room = std::pin::pin!(self.room.notified());
@@ -123,7 +123,7 @@ impl Endpoint {
                 });
             }
             if let Some(slot) = self.free_slot() {
-                return Ok(Seat { slot: Some(slot), endpoint: self.clone() });
+                return Ok(Seat::new(slot, self));
             }
             self.more.notify_one();
             room.await;
@@ -182,23 +182,29 @@ impl Endpoint {
     }
 }
 
-/// Room for one call, given back when dropped to whoever waits for it.
+/// Room for one call. Dropped field by field: the stream is free before whoever waits for one is told.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    slot: Option<Slot>,
-    endpoint: Arc<Endpoint>,
+    slot: Slot,
+    _freed: Freed,
 }
 
 impl Seat {
-    pub(crate) fn slot(&self) -> Option<&Slot> {
-        self.slot.as_ref()
+    fn new(slot: Slot, endpoint: &Arc<Endpoint>) -> Self {
+        Self { slot, _freed: Freed(endpoint.clone()) }
+    }
+
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.slot
     }
 }
 
-impl Drop for Seat {
+#[derive(Debug)]
+struct Freed(Arc<Endpoint>);
+
+impl Drop for Freed {
     fn drop(&mut self) {
-        self.slot = None;
-        self.endpoint.room.notify_one();
+        self.0.room.notify_one();
     }
 }
 

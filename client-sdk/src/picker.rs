@@ -155,6 +155,15 @@ pub struct Candidate<T> {
     offset: u64,
 }
 
+/// What makes an endpoint suspicious: worth a look by whoever can look closer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suspicion {
+    /// Its calls failed one after the other; it was put aside.
+    FailuresInARow,
+    /// A call ran out of time unanswered while other endpoints answered theirs.
+    Silence,
+}
+
 /// How fit a candidate is, the best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
@@ -386,19 +395,30 @@ impl<T> Picker<T> {
     }
 
     /// A call ended, its place in flight is free. `sent_us` is when it was sent, `None` if it never was, and then nothing is held
-    /// against the endpoint; `answered` says whether the endpoint said anything at all. True when this put it aside.
-    pub fn ended(&self, peer: &Peer, class: Class, sent_us: Option<u64>, answered: bool, now_us: u64) -> bool {
+    /// against the endpoint; `answered` says whether the endpoint said anything at all. What this makes suspicious, once.
+    pub fn ended(
+        &self,
+        peer: &Peer,
+        class: Class,
+        sent_us: Option<u64>,
+        answered: bool,
+        now_us: u64,
+    ) -> Option<Suspicion> {
         peer.finish();
-        let Some(sent_us) = sent_us else { return false };
+        let sent_us = sent_us?;
         if !answered && class == Class::Cancelled && now_us.saturating_sub(sent_us) <= self.fleet.stall_us() {
             // Given up in haste says nothing; given up after a long wait is evidence, and stays.
             peer.forget_unanswered(sent_us);
         }
-        let goes_aside = peer.judge(class, now_us) && self.has_room_aside();
-        if goes_aside {
+        if peer.judge(class, now_us) && self.has_room_aside() {
             peer.breaker.put_aside(now_us);
+            return Some(Suspicion::FailuresInARow);
         }
-        goes_aside
+        let is_silent = !answered && class == Class::Deadline && {
+            let (owed, first_us) = peer.unanswered();
+            owed > 0 && self.is_silent_since(first_us, now_us, self.fleet.stall_us())
+        };
+        (is_silent && peer.suspect()).then_some(Suspicion::Silence)
     }
 
     /// At most half aside, and two at least not.

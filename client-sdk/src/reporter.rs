@@ -153,8 +153,8 @@ impl Reporter {
 
     /// Leaves: tells every balancer at once, waits until none of those connected has a client that holds a list with
     /// this endpoint, at most 30 s, and then answers health checks with NOT_SERVING. New calls are served all along. When
-    /// it resolves, the server may shut down gracefully: watches of its health have ended. A balancer lost a moment ago is waited for 5 s; one that was never
-    /// reached is not waited for.
+    /// it resolves, the server may shut down gracefully: watches of its health have ended. A balancer lost a moment ago
+    /// is waited for 5 s; one that was never reached is not waited for.
     pub async fn drain(&self) {
         self.shared.drain().await;
         // Watchers hear of it before their streams end.

@@ -119,7 +119,7 @@ impl ResponseBody {
         let status = match self.attempt.replay().take_failure() {
             Some(status) if error.is_reset() && !error.is_remote() => status,
             _ => {
-                let goodbye = self.attempt.seat().and_then(|s| s.slot()).and_then(|s| s.goodbye());
+                let goodbye = self.attempt.goodbye();
                 match of_error(error, goodbye, &self.attempt.endpoint.address, self.attempt.number, true) {
                     Verdict::Final(status) => status,
                     Verdict::NotProcessed(reason) => Status::unavailable(reason),
@@ -174,12 +174,15 @@ impl Body for ResponseBody {
         if self.stream.is_none() {
             return Poll::Ready(None);
         }
-        if !self.is_overdue()
-            && let Poll::Ready(frame) = self.poll_stream(cx)
-        {
-            return Poll::Ready(frame);
-        }
-        self.poll_limits(cx).map(|status| Some(Err(status)))
+        let frame = match self.is_overdue() {
+            true => Poll::Pending,
+            false => self.poll_stream(cx),
+        };
+        let frame = match frame {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => Some(Err(ready!(self.poll_limits(cx)))),
+        };
+        Poll::Ready(frame.map(|f| f.map_err(|status| self.attempt.pool().with_hint(status))))
     }
 
     fn is_end_stream(&self) -> bool {

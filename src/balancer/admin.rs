@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, service::interceptor::InterceptedService};
 
 use crate::{
+    config::Listen,
     convert::{self, refused},
     driver::Handle,
     frontend::clients::Clients,
     limits::ADMIN_REQUEST_BYTES_MAX,
-    run::Addresses,
 };
 
 mod decisions;
@@ -35,7 +35,7 @@ pub(crate) struct Parts {
     /// Identity of this replica.
     pub(crate) node: String,
     /// Where it listens.
-    pub(crate) addresses: Addresses,
+    pub(crate) addresses: Listen,
     /// Report streams open.
     pub(crate) report_streams: Box<dyn Fn() -> usize + Send + Sync>,
     /// Cancelled when the balancer is about to stop.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lookaside_core::{
     event::{Action, Override, Scope},
     limits::WEIGHT_MAX,
-    model::{self, Address, Locality, ServiceName, Timestamp, printable},
+    model::{self, Address, EndpointSpec, Locality, ServiceName, Timestamp, printable},
     policy::{Assigned, Assignment, ListMode},
     snapshot::{Code, Mode, PolicyKind, Reason, State},
     table::Refusal,
@@ -149,24 +149,34 @@ fn policy(policy: PolicyKind) -> v1::Policy {
     v1::Policy { kind: Some(kind) }
 }
 
+/// What an endpoint says of itself.
+pub(crate) fn endpoint(spec: &EndpointSpec) -> v1::Endpoint {
+    v1::Endpoint {
+        address: spec.address.to_string(),
+        instance: spec.instance.to_string(),
+        incarnation: spec.incarnation,
+        tls_name: spec.tls_name.to_string(),
+        locality: spec.locality.to_string(),
+        priority: spec.priority,
+        weight: spec.weight,
+        capacity_milli: 0,
+        load_token: String::new(),
+        reasons: Vec::new(),
+    }
+}
+
 /// One place in a list. Reasons carry no age: the list is shared and kept.
-pub(crate) fn assigned(endpoint: &Assigned) -> v1::Endpoint {
-    let reasons = endpoint.reasons.iter().map(|(reason, detail)| v1::Reason {
+pub(crate) fn assigned(assigned: &Assigned) -> v1::Endpoint {
+    let reasons = assigned.reasons.iter().map(|(reason, detail)| v1::Reason {
         code: code(*reason).into(),
         detail: detail.clone(),
         since_ms_ago: 0,
     });
     v1::Endpoint {
-        address: endpoint.spec.address.to_string(),
-        instance: endpoint.spec.instance.to_string(),
-        incarnation: endpoint.spec.incarnation,
-        tls_name: endpoint.spec.tls_name.to_string(),
-        locality: endpoint.spec.locality.to_string(),
-        priority: endpoint.priority,
-        weight: endpoint.weight,
-        capacity_milli: 0,
-        load_token: String::new(),
+        priority: assigned.priority,
+        weight: assigned.weight,
         reasons: reasons.collect(),
+        ..endpoint(&assigned.spec)
     }
 }
 

@@ -23,4 +23,4 @@ mod telemetry;
 mod testing;
 
 pub use config::Config;
-pub use run::{Addresses, Error, Running, run};
+pub use run::{Error, Running, run};

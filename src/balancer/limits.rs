@@ -25,6 +25,9 @@ pub(crate) const REPORT_SLOTS_MAX: usize = 100_000;
 /// Decisions kept for those who ask later; the oldest goes.
 pub(crate) const DECISIONS_KEPT_MAX: usize = 1_000;
 
+/// Decisions that wait for a slow reader; beyond it, those that it misses are left out.
+pub(crate) const DECISIONS_WAITING_MAX: usize = 64;
+
 /// How long an order waits to be on disk before it is answered all the same: it holds, only a restart would forget it.
 pub(crate) const SAVE_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -52,6 +55,9 @@ pub(crate) const RESETS_PENDING_MAX: usize = 20;
 
 /// Subscriptions of one pick stream; a further one is answered by a service error.
 pub(crate) const SUBSCRIPTIONS_PER_STREAM_MAX: usize = 1_000;
+
+/// Errors that wait for a client to read; further ones are dropped, since it does not care.
+pub(crate) const ERRORS_WAITING_MAX: usize = 64;
 
 /// Lists that a client may say it holds; a hello with more ends the stream.
 pub(crate) const HELD_LISTS_MAX: usize = 256;
@@ -99,6 +105,9 @@ pub(crate) const REPORT_BYTES_MAX: usize = 64 << 10;
 
 /// A report with more overrides is refused: at most a few concern one endpoint at a time.
 pub(crate) const REPORTED_OVERRIDES_MAX: usize = 64;
+
+/// Words from further in the future are refused: they would hold against any later order. Clocks differ by less.
+pub(crate) const CLOCKS_DIFFER_MAX: Duration = Duration::from_secs(300);
 
 /// Between two reports of one stream that are acted on; of those in between the newest counts.
 pub(crate) const REPORT_PERIOD_MIN: Duration = Duration::from_millis(20);

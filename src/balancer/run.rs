@@ -4,15 +4,16 @@
 use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, sync::Arc};
 
 use lookaside_core::{event::Override, model::SourceId};
+use lookaside_proto::v1::{balancer_server, reporter_server};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{server::NamedService as _, service::Routes};
+use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     accept::{self, Acceptor},
     admin,
-    config::Config,
+    config::{Config, Listen},
     driver::{self, Handle},
     frontend::{
         clients::Clients,
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// What `grpc.health.v1` answers for, besides the server as a whole.
-const HEALTH_NAMES: [&str; 3] = ["", Pick::NAME, "lookaside.v1.Reporter"];
+const HEALTH_NAMES: [&str; 3] = ["", balancer_server::SERVICE_NAME, reporter_server::SERVICE_NAME];
 
 /// Why a balancer did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -51,22 +52,11 @@ pub enum Error {
     Failed(#[from] tokio::task::JoinError),
 }
 
-/// Where a balancer listens, ports chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Addresses {
-    /// Picks, reports, health, reflection.
-    pub client: SocketAddr,
-    /// Administration.
-    pub admin: SocketAddr,
-    /// `/metrics`, `/livez`, `/readyz`.
-    pub metrics: SocketAddr,
-}
-
 /// A balancer at work.
 #[derive(Debug)]
 pub struct Running {
-    /// Where it listens.
-    pub addresses: Addresses,
+    /// Where it listens, ports chosen.
+    pub addresses: Listen,
     task: JoinHandle<Result<(), Error>>,
 }
 
@@ -89,7 +79,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     let (client, client_address) = listen("client", config.listen.client).await?;
     let (admin, admin_address) = listen("admin", config.listen.admin).await?;
     let (metrics, metrics_address) = listen("metrics", config.listen.metrics).await?;
-    let addresses = Addresses { client: client_address, admin: admin_address, metrics: metrics_address };
+    let addresses = Listen { client: client_address, admin: admin_address, metrics: metrics_address };
     let recorder = telemetry::install();
     let tokens = Tokens::default();
     let rooms = TaskTracker::new();
@@ -196,7 +186,7 @@ fn start_driver(config: &Config, stop: &CancellationToken, rooms: &TaskTracker) 
 }
 
 fn kept(dir: &Path) -> Vec<Override> {
-    store::load(dir).unwrap_or_else(|error| {
+    store::load(dir, driver::unix_ms()).unwrap_or_else(|error| {
         tracing::error!(%error, "overrides of the last start are lost: look at drains and weights");
         Vec::new()
     })
@@ -204,7 +194,7 @@ fn kept(dir: &Path) -> Vec<Override> {
 
 fn reports(
     config: &Config,
-    addresses: Addresses,
+    addresses: Listen,
     driver: &Handle,
     clients: &Arc<Clients>,
     tokens: &Tokens,
@@ -243,7 +233,7 @@ fn numbers(driver: &Handle, clients: &Clients) -> Numbers {
     for view in clients.views().into_iter().filter(|view| snapshot.services.contains_key(&view.service)) {
         let (open, unsynced) = streams.entry(view.service.to_string()).or_default();
         *open += 1.0;
-        *unsynced += if view.standing.is_bad() { 1.0 } else { 0.0 };
+        *unsynced += f64::from(view.standing.is_bad());
     }
     for (service, (open, unsynced)) in streams {
         let labels = vec![("service", service.clone()), ("protocol", "lookaside".to_owned())];

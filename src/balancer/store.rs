@@ -15,7 +15,6 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    driver::unix_ms,
     limits::{OVERRIDES_FILE_BYTES_MAX, SAVE_RETRY},
     telemetry,
 };
@@ -67,8 +66,8 @@ struct Pending {
     words: Vec<Override>,
 }
 
-/// Reads the words that are kept in `data_dir`, those that have ended left out.
-pub(crate) fn load(data_dir: &Path) -> Result<Vec<Override>, Error> {
+/// Reads the words that are kept in `data_dir`, those that have ended by `now_unix_ms` left out.
+pub(crate) fn load(data_dir: &Path, now_unix_ms: u64) -> Result<Vec<Override>, Error> {
     let path = data_dir.join(FILE);
     let name = path.display().to_string();
     let unreadable = |e: io::Error| Error::Unreadable { path: name.clone(), reason: e.to_string() };
@@ -93,7 +92,6 @@ pub(crate) fn load(data_dir: &Path) -> Result<Vec<Override>, Error> {
     if kept.format != FORMAT {
         return Err(malformed(format!("format {} instead of {FORMAT}", kept.format)));
     }
-    let now_unix_ms = unix_ms();
     Ok(kept.overrides.into_iter().filter_map(|word| revived(word, now_unix_ms)).collect())
 }
 
@@ -159,7 +157,7 @@ async fn write(data_dir: &Path, words: Vec<Override>, was_failing: bool) -> bool
     let name = path.display().to_string();
     let written = tokio::task::spawn_blocking(move || replace(&path, words)).await;
     let result = written.map_err(io::Error::other).and_then(|result| result);
-    metrics::gauge!(telemetry::OVERRIDES_SAVED).set(if result.is_ok() { 1.0 } else { 0.0 });
+    metrics::gauge!(telemetry::OVERRIDES_SAVED).set(f64::from(result.is_ok()));
     match (&result, was_failing) {
         (Ok(()), true) => tracing::info!(path = name, "overrides are kept again"),
         (Err(error), false) => {
@@ -220,21 +218,22 @@ pub(crate) mod tests {
     }
 
     const LONG: Duration = Duration::from_secs(10);
+    const NOW_UNIX_MS: u64 = 1_000_000;
 
     #[tokio::test]
     async fn what_is_saved_is_loaded_and_what_has_ended_is_not() {
         let directory = directory("round");
         let stop = CancellationToken::new();
         let (store, task) = start(directory.clone(), stop.clone());
-        assert_eq!(load(&directory).unwrap(), [], "nothing yet");
-        let later = unix_ms() + 3_600_000;
+        assert_eq!(load(&directory, NOW_UNIX_MS).unwrap(), [], "nothing yet");
+        let later = NOW_UNIX_MS + 3_600_000;
         store.save(vec![word(0)]);
         store.save(vec![word(0), word(1_000), word(later)]);
         store.settled(LONG).await;
-        let loaded = load(&directory).unwrap();
+        let loaded = load(&directory, NOW_UNIX_MS).unwrap();
         assert_eq!(loaded.iter().map(|w| w.expires_at_unix_ms).collect::<Vec<_>>(), [0, later]);
         assert_eq!(loaded[0].remaining, None);
-        assert!(loaded[1].remaining.is_some_and(|left| left > Duration::from_secs(3_500)));
+        assert_eq!(loaded[1].remaining, Some(Duration::from_secs(3_600)));
         stop.cancel();
         task.await.unwrap();
         fs::remove_dir_all(directory).unwrap();
@@ -247,12 +246,12 @@ pub(crate) mod tests {
         let (store, _task) = start(directory.clone(), CancellationToken::new());
         store.save(vec![word(0)]);
         store.settled(LONG).await; // Settled: it could not be put there, and whoever waits is not held up.
-        assert!(load(&directory).is_err());
+        assert!(load(&directory, NOW_UNIX_MS).is_err());
         fs::remove_file(&directory).unwrap();
         fs::create_dir(&directory).unwrap();
         store.save(vec![word(0)]);
         store.settled(LONG).await;
-        assert_eq!(load(&directory).unwrap(), [word(0)]);
+        assert_eq!(load(&directory, NOW_UNIX_MS).unwrap(), [word(0)]);
         fs::remove_dir_all(directory).unwrap();
     }
 
@@ -262,9 +261,9 @@ pub(crate) mod tests {
         fs::create_dir(&directory).unwrap();
         for text in ["", "{", "[]", r#"{"format":2,"overrides":[]}"#, r#"{"format":1,"overrides":[{}]}"#, "\u{0}"] {
             fs::write(directory.join(FILE), text).unwrap();
-            assert!(matches!(load(&directory), Err(Error::Malformed { .. })), "{text}");
+            assert!(matches!(load(&directory, NOW_UNIX_MS), Err(Error::Malformed { .. })), "{text}");
             assert_eq!(fs::read_to_string(directory.join("overrides.json.bad")).unwrap(), text);
-            assert_eq!(load(&directory).unwrap(), []);
+            assert_eq!(load(&directory, NOW_UNIX_MS).unwrap(), []);
         }
         fs::remove_dir_all(directory).unwrap();
     }

@@ -58,7 +58,10 @@ pub(crate) async fn list(driver: &Handle, name: &str, addresses: &[&str]) {
 /// Waits for a state of affairs.
 pub(crate) async fn until(driver: &Handle, is: impl FnMut(&Arc<Snapshot>) -> bool) {
     let mut snapshots = driver.snapshots();
-    timeout(PATIENCE, snapshots.wait_for(is)).await.expect("it comes in time").expect("the driver lives");
+    match timeout(PATIENCE, snapshots.wait_for(is)).await {
+        Ok(found) => drop(found.expect("the driver lives")),
+        Err(_) => panic!("it never came to that: {:#?}", driver.snapshots().borrow()),
+    }
 }
 
 /// Waits for a condition that nobody announces.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use lookaside_balancer::{Addresses, Config};
+use lookaside_balancer::config::{Config, Listen};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -54,7 +54,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let running = running.map_err(|error| {
         Failure::new(Exit::Failed, chain(&error)).next("lookaside serve --listen-client 127.0.0.1:0, or another port")
     })?;
-    let Addresses { client, admin, metrics } = running.addresses;
+    let Listen { client, admin, metrics } = running.addresses;
     output::json(&Ready { client, admin, metrics })?;
     let mut finished = std::pin::pin!(running.finished());
     let ended = tokio::select! {

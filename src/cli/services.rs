@@ -1,4 +1,4 @@
-//! `lookaside services`: every service in one line, worst first as the balancer rates them.
+//! `lookaside services`: every service in one line, by name.
 
 use lookaside_proto::v1::{ListServicesRequest, ServiceSummary};
 use serde::Serialize;
@@ -59,19 +59,17 @@ impl Service {
 
 /// Prints the services. Fails when the one asked for is unknown.
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
-    let mut admin = Admin::connect(global).await?;
+    let admin = Admin::connect(global).await?;
     if let Some(service) = &args.service {
         admin.expect_service(service)?;
     }
     let request = ListServicesRequest { service: args.service.unwrap_or_default() };
-    let mut client = admin.client.clone();
-    let services = admin.answer(client.list_services(request)).await?.services;
-    let balancer = std::mem::take(&mut admin.status.balancer);
+    let services = admin.answer(admin.client.clone().list_services(request)).await?.services;
     match global.output {
         Format::Table => output::text(&table(&services)),
         Format::Json => {
             let items = services.into_iter().map(Service::new).collect();
-            output::json(&Envelope::new("ServiceList", &balancer, items))
+            output::json(&Envelope::new("ServiceList", &admin.status.balancer, items))
         }
     }
 }

@@ -89,6 +89,10 @@ pub fn printable(text: &str) -> String {
     out
 }
 
+fn required(what: &'static str, text: &str) -> Result<Arc<str>, Error> {
+    if text.is_empty() { Err(Error::Empty { what }) } else { name(what, text) }
+}
+
 fn name(what: &'static str, text: &str) -> Result<Arc<str>, Error> {
     if text.len() > NAME_BYTES_MAX {
         return Err(Error::TooLong { what, bytes: text.len() });
@@ -148,10 +152,7 @@ text_type! {
 impl ServiceName {
     /// One to 253 bytes without white space or control characters.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        if text.is_empty() {
-            return Err(Error::Empty { what: "service" });
-        }
-        name("service", text).map(Self)
+        required("service", text).map(Self)
     }
 }
 
@@ -252,10 +253,7 @@ text_type! {
 impl ClientId {
     /// One to 253 bytes without white space or control characters.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        if text.is_empty() {
-            return Err(Error::Empty { what: "client id" });
-        }
-        name("client id", text).map(Self)
+        required("client id", text).map(Self)
     }
 }
 
@@ -267,7 +265,12 @@ text_type! {
 impl SourceId {
     /// One to 253 bytes without white space or control characters.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        name("source", text).map(Self)
+        required("source", text).map(Self)
+    }
+
+    /// Backends that registered themselves.
+    pub fn registration() -> Self {
+        Self("registration".into())
     }
 }
 

@@ -1,7 +1,11 @@
 //! The only mutable state. One caller owns it: facts come in by [`Table::apply`], the state of affairs goes out by
 //! [`Table::publish`]. It takes no decision about who gets which list; that is the policies'.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     event::{Backend, Event, Override},
@@ -52,7 +56,7 @@ pub struct Table {
     last_turn: Timestamp,
     settled_at: Timestamp,
     /// What services have that the configuration does not name.
-    defaults: ServiceConfig,
+    defaults: Arc<ServiceConfig>,
     services: BTreeMap<ServiceName, Service>,
     /// Kept apart from services: a word may be known before its service is.
     words: BTreeMap<ServiceName, Words>,
@@ -70,7 +74,7 @@ impl Table {
             sequence: 0,
             last_turn: now,
             settled_at: now.after(defaults.lease),
-            defaults,
+            defaults: Arc::new(defaults),
             services: BTreeMap::new(),
             words: BTreeMap::new(),
             sources: BTreeMap::new(),
@@ -90,10 +94,9 @@ impl Table {
                 service.urgent = true;
             }
             Event::ServiceUnconfigured { service } => {
-                let defaults = Arc::new(self.defaults.clone());
                 if let Some(service) = self.services.get_mut(&service) {
                     service.configured = false;
-                    service.config = defaults;
+                    service.config = Arc::clone(&self.defaults);
                     service.urgent = true;
                 }
             }
@@ -218,15 +221,15 @@ impl Table {
     }
 
     fn make(&mut self, name: &ServiceName, now: Timestamp) -> Result<&mut Service, Refusal> {
-        if !self.services.contains_key(name) {
-            if self.services.len() >= SERVICES_MAX {
-                return Err(Refusal::TooManyServices { max: SERVICES_MAX });
+        let is_full = self.services.len() >= SERVICES_MAX;
+        match self.services.entry(name.clone()) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(_) if is_full => Err(Refusal::TooManyServices { max: SERVICES_MAX }),
+            Entry::Vacant(new) => {
+                let config = Arc::clone(&self.defaults);
+                Ok(new.insert(Service::new(name.clone(), config, self.settled_at, now)))
             }
-            let mut service = Service::new(name.clone(), self.settled_at, now);
-            service.config = Arc::new(self.defaults.clone());
-            self.services.insert(name.clone(), service);
         }
-        self.services.get_mut(name).ok_or(Refusal::TooManyServices { max: SERVICES_MAX })
     }
 
     fn of(&mut self, backend: &Backend) -> Result<&mut Service, Refusal> {

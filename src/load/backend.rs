@@ -40,14 +40,10 @@ pub struct Config {
     pub balancers: Vec<String>,
     /// Where it listens; port 0 lets the kernel choose.
     pub listen: SocketAddr,
-    /// Address that clients reach it at, `host:port`; none: where it listens.
-    pub advertise: Option<String>,
     /// Its own name; none: its address.
     pub instance: Option<String>,
     /// region/zone/subzone; empty when unknown.
     pub locality: String,
-    /// Share of calls wanted, 1 to 10000.
-    pub weight: u32,
     /// Mean time that a call takes once it has a slot.
     pub mean: Duration,
     /// How that time varies.
@@ -73,10 +69,8 @@ impl Config {
             service: service.into(),
             balancers: Vec::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            advertise: None,
             instance: None,
             locality: String::new(),
-            weight: 100,
             mean: Duration::from_millis(40),
             distribution: Distribution::Exp,
             slots: 8,
@@ -111,7 +105,7 @@ pub enum Error {
         range: &'static str,
     },
     /// No client could connect to it.
-    #[error("listening on {listen}, which is no address to connect to: advertise one")]
+    #[error("listening on {listen}, which is no address to connect to: listen on one that clients can reach")]
     NotReachable {
         /// Where it listens.
         listen: SocketAddr,
@@ -144,17 +138,16 @@ impl Backend {
         let fail = |source| Error::Listen { listen: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(fail)?;
         let local = listener.local_addr().map_err(fail)?;
-        if config.advertise.is_none() && local.ip().is_unspecified() {
+        if local.ip().is_unspecified() {
             return Err(Error::NotReachable { listen: local });
         }
-        let address = config.advertise.clone().unwrap_or_else(|| local.to_string());
+        let address = local.to_string();
         let instance = config.instance.clone().unwrap_or_else(|| address.clone());
         let reporter = Reporter::builder(&config.service)
             .balancers(&config.balancers)
             .advertise(&address)
             .instance(&instance)
             .locality(&config.locality)
-            .weight(config.weight)
             // The process may hold a whole fleet, and its work is made of timers.
             .measure_cpu(false)
             .start()
@@ -190,11 +183,6 @@ impl Backend {
     /// The address that clients reach it at, `host:port`.
     pub fn address(&self) -> &str {
         &self.address
-    }
-
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local
     }
 
     /// Calls in flight.

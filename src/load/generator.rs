@@ -54,8 +54,6 @@ pub struct Config {
     /// Calls in flight at once. A call beyond them is not sent: it counts as failed with RESOURCE_EXHAUSTED, and in
     /// `not_sent`.
     pub in_flight_max: usize,
-    /// Every call has an id of its own, by which backends count executions.
-    pub request_ids: bool,
     /// Backends wait this long between the work and the answer.
     pub answer_delay: Duration,
     /// Of the random times.
@@ -76,7 +74,6 @@ impl Config {
             deadline: Duration::from_secs(1),
             poisson: false,
             in_flight_max: 10_000,
-            request_ids: true,
             answer_delay: Duration::ZERO,
             seed: rand::random(),
         }
@@ -175,11 +172,6 @@ impl Run {
             Err(_) => self.shared.summary(),
         }
     }
-
-    /// The channels of the clients, in their order.
-    pub fn channels(&self) -> &[Channel] {
-        &self.shared.channels
-    }
 }
 
 fn check(config: &Config) -> Result<(), Error> {
@@ -255,7 +247,7 @@ impl Shared {
 
     async fn call(&self, number: u64, due: Duration) {
         let channel = self.channels[(number % self.channels.len() as u64) as usize].clone();
-        let request_id = if self.config.request_ids { format!("{:016x}-{number}", self.run_id) } else { String::new() };
+        let request_id = format!("{:016x}-{number}", self.run_id);
         let answer_delay_ms = u64::try_from(self.config.answer_delay.as_millis()).unwrap_or(u64::MAX);
         let mut request = Request::new(EchoRequest { payload: Vec::new(), request_id, answer_delay_ms });
         request.set_timeout(self.config.deadline);

@@ -5,6 +5,3 @@
 
 pub mod backend;
 pub mod generator;
-
-pub use backend::Backend;
-pub use generator::{Run, Summary};

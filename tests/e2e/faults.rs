@@ -10,7 +10,9 @@ use lookaside_proto::{
     v1::{EndpointState, ListMode},
 };
 use lookaside_sdk::Channel;
-use lookaside_tests::{Backends, Balancer, Client, SERVICE, Signal, Summary, address_of, alone, hold_for, wait_for};
+use lookaside_tests::{
+    Backends, Balancer, Client, Process, SERVICE, Signal, Summary, address_of, alone, hold_for, now_unix_ms, wait_for,
+};
 
 /// Calls that can be in flight on one of six backends at 5 ms and 600 calls/s, half a call on average: more than these
 /// would be one in a billion.
@@ -27,8 +29,7 @@ async fn a_killed_backend_costs_at_most_the_calls_in_flight_on_it() {
         let address = victim.addresses[0].clone();
         let client = Client::start(&balancer, &["--for", "30s"]);
         balancer.wait_for_load().await;
-        victim.process.signal(Signal::SIGKILL);
-        victim.process.ended(Duration::from_secs(5)).await;
+        kill(&mut victim.process).await;
         balancer.wait_for_state(&address, EndpointState::Excluded, Duration::from_secs(1)).await;
         // Those that call an address which is gone would fail from now on.
         other_endpoints_serve(&balancer, Duration::from_secs(1)).await;
@@ -52,10 +53,33 @@ async fn other_endpoints_serve(balancer: &Balancer, duration: Duration) {
 
 #[tokio::test]
 async fn a_hanging_backend_is_out_within_three_seconds_and_costs_two_calls_per_client() {
-    const CLIENTS: u64 = 3;
     let _alone = alone().await;
-    let balancer = Balancer::start().await;
-    let _others = Backends::offered(&balancer, 5, &["--mean", "5ms"]).await;
+    let (balancer, _others, hanging) = with_a_hanging_backend("least_load").await;
+    let address = &hanging.addresses[0];
+    let list = balancer.json(&["pick", SERVICE]).await;
+    let offered = list["items"].as_array().unwrap().iter().filter(|endpoint| endpoint["weight"] != 0);
+    assert!(offered.clone().count() == 5 && offered.clone().all(|e| e["address"] != address.as_str()), "{list:#}");
+
+    hanging.process.signal(Signal::SIGCONT);
+    balancer.wait_for_state(address, EndpointState::Eligible, Duration::from_secs(20)).await;
+    let summary = Client::start(&balancer, &["--for", "3s"]).finish().await;
+    summary.expect_no_failure();
+    assert!(summary.calls_on(address) > 0, "{:#}", summary.0);
+}
+
+#[tokio::test]
+async fn a_hanging_backend_costs_no_more_when_clients_take_turns() {
+    let _alone = alone().await;
+    for policy in ["round_robin", "weighted_round_robin"] {
+        with_a_hanging_backend(policy).await;
+    }
+}
+
+/// Six backends under load, one of which is stopped. Panics when it costs too much or is in lists for too long.
+async fn with_a_hanging_backend(policy: &str) -> (Balancer, Backends, Backends) {
+    const CLIENTS: u64 = 3;
+    let balancer = Balancer::configured(&format!("defaults: {{ policy: {policy} }}")).await;
+    let others = Backends::offered(&balancer, 5, &["--mean", "5ms"]).await;
     let hanging = Backends::offered(&balancer, 1, &["--mean", "5ms"]).await;
     let address = &hanging.addresses[0];
     let client = Client::start(&balancer, &["--clients", &CLIENTS.to_string(), "--for", "40s"]);
@@ -63,20 +87,12 @@ async fn a_hanging_backend_is_out_within_three_seconds_and_costs_two_calls_per_c
 
     hanging.process.signal(Signal::SIGSTOP);
     balancer.wait_for_state(address, EndpointState::Excluded, Duration::from_secs(3)).await;
-    let list = balancer.json(&["pick", SERVICE]).await;
-    let offered = list["items"].as_array().unwrap().iter().filter(|endpoint| endpoint["weight"] != 0);
-    assert!(offered.clone().count() == 5 && offered.clone().all(|e| e["address"] != address.as_str()), "{list:#}");
     other_endpoints_serve(&balancer, Duration::from_secs(2)).await;
     let summary = client.stop().await;
-    println!("failed calls: {}", summary.failed());
+    println!("{policy}: {} failed calls", summary.failed());
     let cost_max = IN_FLIGHT_MAX + 2 * CLIENTS;
     assert!(summary.failed() <= cost_max && summary.failed() == summary.failed_on(address), "{:#}", summary.0);
-
-    hanging.process.signal(Signal::SIGCONT);
-    balancer.wait_for_state(address, EndpointState::Eligible, Duration::from_secs(20)).await;
-    let summary = Client::start(&balancer, &["--for", "3s"]).finish().await;
-    summary.expect_no_failure();
-    assert!(summary.calls_on(address) > 0, "{:#}", summary.0);
+    (balancer, others, hanging)
 }
 
 #[tokio::test]
@@ -100,18 +116,17 @@ async fn a_call_that_was_executed_but_not_answered_is_not_executed_again() {
             EchoRequest { request_id: format!("call-{number}"), answer_delay_ms: 3_000, ..EchoRequest::default() };
         async move { (request.request_id.clone(), client.unary(request).await) }
     }));
-    let kill = async {
+    let death = async {
         let at_victim = wait_for("execution of every call", Duration::from_secs(2), async || {
             let told = join_all(all.iter().map(|address| Backends::executions(address))).await;
             let executed: usize = told.iter().map(|told| told.executions.len()).sum();
             (executed == CALLS).then(|| told[2].executions.keys().cloned().collect::<BTreeSet<_>>())
         })
         .await;
-        victim.process.signal(Signal::SIGKILL);
-        victim.process.ended(Duration::from_secs(5)).await;
+        kill(&mut victim.process).await;
         at_victim
     };
-    let (answers, at_victim) = tokio::join!(calls, kill);
+    let (answers, at_victim) = tokio::join!(calls, death);
 
     assert!(!at_victim.is_empty(), "no call came to the backend that was killed");
     for (id, answer) in answers {
@@ -136,33 +151,123 @@ async fn a_call_that_was_executed_but_not_answered_is_not_executed_again() {
 }
 
 #[tokio::test]
-async fn a_balancer_that_is_killed_and_comes_back_costs_nothing() {
+async fn a_balancer_that_is_killed_and_comes_back_costs_nothing_and_forgets_no_drain() {
     let _alone = alone().await;
-    let mut balancer = Balancer::to_be_restarted().await;
+    let mut balancer = Balancer::to_be_restarted("defaults: { lease: 15s }").await;
     let backends = Backends::offered(&balancer, 6, &["--mean", "5ms"]).await;
     let client = Client::start(&balancer, &["--for", "60s"]);
     balancer.wait_for_load().await;
+    let drained = &backends.addresses[3];
+    balancer.cli(&["drain", drained, "--wait"]).await.expect(0);
+    let ordered = now_unix_ms();
+    // It learns of the order as an answer, a tenth of a second later at most, and repeats it from then on.
+    wait_for("a report of a backend that knows", Duration::from_secs(5), async || {
+        let all = balancer.endpoints().await;
+        let told = all.iter().find(|endpoint| address_of(endpoint) == drained).unwrap();
+        (now_unix_ms() - told.report_ms_ago > ordered + 500).then_some(())
+    })
+    .await;
 
-    balancer.process.signal(Signal::SIGKILL);
-    balancer.process.ended(Duration::from_secs(5)).await;
-    let before = calls_executed(&backends).await;
-    wait_for("load without a balancer", Duration::from_secs(10), async || {
-        (calls_executed(&backends).await >= before + 1_500).then_some(())
-    })
-    .await;
+    kill(&mut balancer.process).await;
+    load_goes_on(&backends).await;
     balancer.restart().await;
-    balancer.wait_for_endpoints(6, EndpointState::Eligible).await;
-    wait_for("every client back", Duration::from_secs(20), async || {
-        let clients = balancer.json(&["clients", SERVICE]).await;
-        let clients = clients["items"].as_array().unwrap().clone();
-        (clients.len() == 3 && clients.iter().all(|client| client["state"] == "SYNCED")).then_some(())
-    })
-    .await;
+    balancer.wait_for_state(drained, EndpointState::Draining, Duration::from_secs(10)).await;
+    balancer.wait_for_endpoints(5, EndpointState::Eligible).await;
+    wait_for_clients(&balancer, 3).await;
     balancer.wait_for_load().await;
     balancer.wait_until_settled().await;
     let summary = client.stop().await;
     summary.expect_no_failure();
     assert_eq!(summary.used(), 6, "{:#}", summary.0);
+    let last_call = summary.last_call_unix_ms(drained).unwrap();
+    assert!(last_call <= ordered + 250, "drained at {ordered}, called at {last_call}");
+}
+
+#[tokio::test]
+async fn a_backend_that_dies_while_the_balancer_is_away_costs_the_calls_in_flight() {
+    let _alone = alone().await;
+    let mut balancer = Balancer::to_be_restarted("defaults: { lease: 3s }").await;
+    let others = Backends::offered(&balancer, 5, &["--mean", "5ms"]).await;
+    let mut victim = Backends::offered(&balancer, 1, &["--mean", "5ms"]).await;
+    let client = Client::start(&balancer, &["--for", "60s"]);
+    balancer.wait_for_load().await;
+
+    kill(&mut balancer.process).await;
+    kill(&mut victim.process).await;
+    load_goes_on(&others).await;
+    balancer.restart().await;
+    wait_for_clients(&balancer, 3).await;
+    balancer.wait_for_endpoints(5, EndpointState::Eligible).await;
+    balancer.wait_until_settled().await;
+    let summary = client.stop().await;
+    println!("{} failed calls", summary.failed());
+    let address = &victim.addresses[0];
+    assert!(summary.failed() <= IN_FLIGHT_MAX && summary.failed() == summary.failed_on(address), "{:#}", summary.0);
+}
+
+#[tokio::test]
+async fn a_balancer_that_pauses_judges_nobody_by_its_own_absence() {
+    let _alone = alone().await;
+    let balancer = Balancer::start().await;
+    let backends = Backends::offered(&balancer, 6, &["--mean", "5ms"]).await;
+    let client = Client::start(&balancer, &["--for", "60s"]);
+    balancer.wait_for_load().await;
+
+    balancer.process.signal(Signal::SIGSTOP);
+    // Longer than two report periods, so that every report is late.
+    load_goes_on(&backends).await;
+    load_goes_on(&backends).await;
+    balancer.process.signal(Signal::SIGCONT);
+    hold_for("six endpoints offered", Duration::from_secs(4), async || {
+        balancer.service().await.is_some_and(|s| s.eligible == 6 && s.mode() == ListMode::Normal)
+    })
+    .await;
+    wait_for_clients(&balancer, 3).await;
+    client.stop().await.expect_no_failure();
+}
+
+#[tokio::test]
+async fn one_of_two_balancers_told_to_stop_costs_nothing() {
+    let _alone = alone().await;
+    let (mut first, second) = (Balancer::start().await, Balancer::start().await);
+    let _backends = Backends::offered(&first, 6, &["--mean", "5ms", "--balancer", &second.client]).await;
+    second.wait_for_endpoints(6, EndpointState::Eligible).await;
+    let client = Client::start(&first, &["--for", "60s", "--balancer", &second.client]);
+    first.wait_for_load().await;
+
+    first.process.signal(Signal::SIGTERM);
+    let output = first.process.ended(Duration::from_secs(15)).await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    wait_for_clients(&second, 3).await;
+    second.wait_for_load().await;
+    let summary = client.stop().await;
+    summary.expect_no_failure();
+    assert_eq!(summary.used(), 6, "{:#}", summary.0);
+}
+
+async fn kill(process: &mut Process) {
+    process.signal(Signal::SIGKILL);
+    process.ended(Duration::from_secs(5)).await;
+}
+
+/// Waits for so much load on these as takes a few seconds.
+async fn load_goes_on(backends: &Backends) {
+    let before = calls_executed(backends).await;
+    wait_for("load", Duration::from_secs(10), async || {
+        (calls_executed(backends).await >= before + 1_500).then_some(())
+    })
+    .await;
+}
+
+async fn wait_for_clients(balancer: &Balancer, count: usize) {
+    wait_for("every client back", Duration::from_secs(20), async || {
+        let output = balancer.cli(&["clients", SERVICE, "-o", "json"]).await;
+        // A balancer that has just started may know nobody.
+        let clients = (output.code == Some(0)).then(|| output.json())?;
+        let clients = clients["items"].as_array().unwrap();
+        (clients.len() == count && clients.iter().all(|client| client["state"] == "SYNCED")).then_some(())
+    })
+    .await;
 }
 
 async fn calls_executed(backends: &Backends) -> usize {

@@ -214,6 +214,18 @@ fn a_stalled_endpoint_is_suspected_once_and_forgiven_at_its_first_word() {
 }
 
 #[test]
+fn a_call_that_times_out_unanswered_is_suspicious_once() {
+    let mut world = World::new(Policy::RoundRobin, &[100; 3], 1);
+    world.send(0, None, Class::Ok);
+    world.advance(10 * MS);
+    world.send(1, Some(MS), Class::Ok);
+    world.advance(500 * MS);
+    let end = |world: &World| world.picker.ended(&world.peers[0], Class::Deadline, Some(1), false, world.now_us);
+    assert_eq!(end(&world), Some(Suspicion::Silence));
+    assert_eq!(end(&world), None);
+}
+
+#[test]
 fn a_stalled_endpoint_gets_one_call_now_and_then() {
     let mut world = World::new(Policy::RoundRobin, &[100; 3], 1);
     world.send(0, None, Class::Ok);

@@ -4,12 +4,14 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use tokio::time::Instant;
+use tonic::Status;
 
 use super::Pool;
 use crate::{
     endpoint::Link,
     list::{List, Listed},
     snapshot::{EndpointSnapshot, EndpointState, ListSource, Mode, Snapshot, Version},
+    why::{What, Why, why},
 };
 
 /// Endpoints named in an error message; the rest is counted.
@@ -173,6 +175,18 @@ impl Pool {
         });
         let _ = write!(text, ". try: lookaside explain {} --client {}", self.service, self.client_id);
         text
+    }
+
+    /// Adds the command that tells more to a status that names an endpoint and is of this library's own making.
+    pub(crate) fn with_hint(&self, status: Status) -> Status {
+        let Some(Why { endpoint: Some(endpoint), what, .. }) = why(&status) else { return status };
+        let has_balancer = self.with_view(|view| view.balancers_list().is_some());
+        if what == What::Answered || !has_balancer {
+            return status;
+        }
+        let hint = format!("lookaside explain {} --endpoint {endpoint} --client {}", self.service, self.client_id);
+        let message = format!("{}. try: {hint}", status.message());
+        Status::with_metadata(status.code(), message, status.metadata().clone())
     }
 
     /// Copies what is held.

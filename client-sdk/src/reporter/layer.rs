@@ -6,11 +6,11 @@ use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use super::counters::InFlight;
 use super::orca::{self, Named};
 use super::shared::{Left, Shared};
+use crate::limits::{GRPC_TIMEOUT, parse_timeout};
 use crate::outcome::{Class, class_of_headers};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -62,7 +62,7 @@ where
         let call = if OWN_SERVICES.iter().any(|own| path.starts_with(own)) {
             Call::Own(Arc::clone(shared).left())
         } else {
-            let limit = request.headers().get("grpc-timeout").and_then(|value| timeout(value.as_bytes()));
+            let limit = request.headers().get(GRPC_TIMEOUT).and_then(|value| parse_timeout(value.as_bytes()));
             Call::Counted(Counted { in_flight: shared.counters.begin(limit), named: Arc::clone(&shared.named) })
         };
         ReportFuture { inner: self.inner.call(request), call }
@@ -116,24 +116,6 @@ fn leaving() -> HeaderMap {
     trailers.insert("grpc-status", HeaderValue::from_static("14"));
     trailers.insert("grpc-message", HeaderValue::from_static("the backend leaves"));
     trailers
-}
-
-// "grpc-timeout" is at most eight digits and a unit.
-fn timeout(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let amount = digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-    match unit {
-        b'H' => Some(Duration::from_secs(amount * 3600)),
-        b'M' => Some(Duration::from_secs(amount * 60)),
-        b'S' => Some(Duration::from_secs(amount)),
-        b'm' => Some(Duration::from_millis(amount)),
-        b'u' => Some(Duration::from_micros(amount)),
-        b'n' => Some(Duration::from_nanos(amount)),
-        _ => None,
-    }
 }
 
 pin_project! {
@@ -234,5 +216,4 @@ impl<B: Body<Data = Bytes>> Body for ReportBody<B> {
 }
 
 #[cfg(test)]
-#[path = "layer/tests.rs"]
 mod tests;

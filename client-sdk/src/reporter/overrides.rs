@@ -1,12 +1,12 @@
 //! The overrides a backend was told of, kept to be repeated to every balancer: a balancer that forgot learns them again.
 //! What they mean is the balancer's business.
 
-use lookaside_proto::v1::{Override, Registration, r#override::Scope};
+use lookaside_proto::v1::{Override, OverrideAction, Registration, r#override::Scope};
 
 /// Beyond this many the oldest words are forgotten: a report carries all of them.
 const OVERRIDES_MAX: usize = 64;
 
-/// The newest word for each scope.
+/// The newest word for each scope and matter.
 #[derive(Debug, Default)]
 pub(crate) struct Overrides {
     kept: Vec<Override>,
@@ -68,23 +68,25 @@ fn is_over(word: &Override, now_unix_ms: u64) -> bool {
     word.expires_at_unix_ms != 0 && word.expires_at_unix_ms <= now_unix_ms
 }
 
-// Weights and availability are separate matters: a drain does not take back a weight.
+// Drains, disables and weights are separate matters, as they are to balancers: one does not take back another.
 fn is_same_matter(held: &Override, word: &Override) -> bool {
-    use lookaside_proto::v1::OverrideAction;
-    let is_weight = |word: &Override| word.action() == OverrideAction::Weight;
+    let matter = |word: &Override| match word.action() {
+        OverrideAction::Drain | OverrideAction::Undrain => OverrideAction::Drain,
+        OverrideAction::Disable | OverrideAction::Enable => OverrideAction::Disable,
+        other @ (OverrideAction::Weight | OverrideAction::Unspecified) => other,
+    };
     let scope = |word: &Override| match &word.scope {
         Some(Scope::Address(address)) => Some((0, address.clone())),
         Some(Scope::Locality(locality)) => Some((1, locality.clone())),
         Some(Scope::WholeService(_)) => Some((2, String::new())),
         None => None,
     };
-    held.service == word.service && scope(held) == scope(word) && is_weight(held) == is_weight(word)
+    held.service == word.service && scope(held) == scope(word) && matter(held) == matter(word)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lookaside_proto::v1::OverrideAction;
 
     fn own() -> Registration {
         Registration {
@@ -115,10 +117,13 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_and_a_drain_stand_beside_each_other() {
+    fn weights_drains_and_disables_stand_beside_each_other() {
         let mut overrides = Overrides::default();
-        overrides.merge(vec![word(OverrideAction::Weight, 10), word(OverrideAction::Drain, 20)], &own(), 0);
-        assert_eq!(overrides.current(0).len(), 2);
+        let told = [(OverrideAction::Weight, 10), (OverrideAction::Disable, 20), (OverrideAction::Undrain, 30)];
+        overrides.merge(told.map(|(action, at)| word(action, at)).to_vec(), &own(), 0);
+        assert_eq!(overrides.current(0).len(), 3, "taking a drain back does not enable");
+        overrides.merge(vec![word(OverrideAction::Enable, 40)], &own(), 0);
+        assert_eq!(overrides.current(0).len(), 3, "an enable takes the place of the disable");
     }
 
     #[test]

@@ -10,10 +10,8 @@ use super::Parts;
 use crate::{
     convert,
     driver::{Handle, Recorded},
+    limits::DECISIONS_WAITING_MAX,
 };
-
-/// Decisions that wait for a slow reader; beyond it, those that it misses are left out.
-const WAITING_MAX: usize = 64;
 
 type Decisions = ReceiverStream<Result<v1::Decision, Status>>;
 
@@ -55,7 +53,7 @@ pub(super) fn watch(parts: &Parts, request: v1::WatchDecisionsRequest) -> Result
     let (kept, mut coming) = parts.driver.decisions();
     let mut past: Vec<_> = kept.into_iter().filter(|recorded| wanted.includes(recorded)).collect();
     past.drain(..past.len().saturating_sub(request.last as usize));
-    let (out, decisions) = mpsc::channel(WAITING_MAX);
+    let (out, decisions) = mpsc::channel(DECISIONS_WAITING_MAX);
     let (driver, draining) = (parts.driver.clone(), parts.draining.clone());
     tokio::spawn(async move {
         for recorded in past {

@@ -39,7 +39,7 @@ async fn balancer() -> Balancer {
         driver: driver.clone(),
         clients: Arc::clone(&clients),
         node: "lb-0".to_owned(),
-        addresses: Addresses { client: any, admin: any, metrics: any },
+        addresses: Listen { client: any, admin: any, metrics: any },
         report_streams: Box::new(|| 3),
         draining: CancellationToken::new(),
     });

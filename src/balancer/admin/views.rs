@@ -104,16 +104,9 @@ fn detail(service: &ServiceSnapshot, endpoint: &EndpointSnapshot, share: f64, no
     v1::EndpointDetail {
         service: service.name.to_string(),
         endpoint: Some(v1::Endpoint {
-            address: endpoint.spec.address.to_string(),
-            instance: endpoint.spec.instance.to_string(),
-            incarnation: endpoint.spec.incarnation,
-            tls_name: endpoint.spec.tls_name.to_string(),
-            locality: endpoint.spec.locality.to_string(),
-            priority: endpoint.spec.priority,
             weight: endpoint.weight,
-            capacity_milli: 0,
-            load_token: String::new(),
             reasons: reasons.clone(),
+            ..convert::endpoint(&endpoint.spec)
         }),
         state: convert::state(endpoint.state).into(),
         reasons,

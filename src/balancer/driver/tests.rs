@@ -140,11 +140,11 @@ async fn an_order_outlives_a_restart() {
     let (handle, _stop) = begin(Vec::new(), Some(store));
     handle.ask(registered(1)).await.unwrap();
     handle.order(drain(1)).await.unwrap();
-    assert_eq!(store::load(&directory).unwrap(), [drain(1)], "it is on disk when it is answered");
+    assert_eq!(store::load(&directory, unix_ms()).unwrap(), [drain(1)], "it is on disk when it is answered");
     stop.cancel();
     task.await.unwrap();
 
-    let (handle, _stop) = begin(store::load(&directory).unwrap(), None);
+    let (handle, _stop) = begin(store::load(&directory, unix_ms()).unwrap(), None);
     handle.ask(registered(1)).await.unwrap();
     until(&handle, |s| endpoint(s, 1).is_some_and(|e| e.state == State::Draining)).await;
     std::fs::remove_dir_all(directory).unwrap();

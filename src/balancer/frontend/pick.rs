@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use lookaside_proto::v1::PickRequest;
+use lookaside_proto::v1::{PickRequest, balancer_server};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -52,7 +52,7 @@ impl Pick {
 }
 
 impl NamedService for Pick {
-    const NAME: &'static str = "lookaside.v1.Balancer";
+    const NAME: &'static str = balancer_server::SERVICE_NAME;
 }
 
 impl Service<Request<Body>> for Pick {

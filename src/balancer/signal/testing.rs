@@ -1,6 +1,6 @@
 //! For the tests of signals: a server that can be killed, a driver, and waiting for what a snapshot is to show.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http_body::Body;
@@ -17,10 +17,10 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::transport::server::TcpConnectInfo;
 
-use crate::driver::{self, Handle};
-
-/// No condition takes longer.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+use crate::{
+    driver::Handle,
+    testing::{driver_with, until},
+};
 
 /// A server; dropped, it is gone with all its connections, like a killed process.
 pub(super) struct Server {
@@ -59,23 +59,11 @@ impl Server {
 
 pub(super) fn start_driver(defaults: ServiceConfig) -> (Handle, CancellationToken) {
     let stop = CancellationToken::new();
-    let start = driver::Start { epoch: 1, defaults, overrides: Vec::new(), store: None };
-    let (handle, _task) = driver::start(start, stop.clone());
-    (handle, stop)
+    (driver_with(defaults, &stop), stop)
 }
 
 pub(super) fn service() -> ServiceName {
-    ServiceName::parse("s").unwrap()
-}
-
-/// Waits until a snapshot is as it should be.
-pub(super) async fn until(driver: &Handle, is_so: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
-    let mut snapshots = driver.snapshots();
-    let found = tokio::time::timeout(PATIENCE, snapshots.wait_for(|snapshot| is_so(snapshot))).await;
-    match found {
-        Ok(found) => Arc::clone(&found.unwrap()),
-        Err(_) => panic!("it never came to that: {:#?}", driver.snapshots().borrow()),
-    }
+    crate::testing::service("s")
 }
 
 /// Waits until an endpoint of the service is as it should be.
@@ -86,6 +74,11 @@ pub(super) async fn until_endpoint(
 ) -> EndpointSnapshot {
     let address = Address::parse(&address.to_string()).unwrap();
     let find = |snapshot: &Snapshot| snapshot.services.get(&service()).and_then(|s| s.endpoint(&address)).cloned();
-    let snapshot = until(driver, |snapshot| find(snapshot).is_some_and(|endpoint| is_so(&endpoint))).await;
-    find(&snapshot).unwrap()
+    let mut found = None;
+    until(driver, |snapshot| {
+        found = find(snapshot).filter(|endpoint| is_so(endpoint));
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
 }

@@ -45,7 +45,7 @@ pub(crate) fn of(snapshot: &Snapshot, now: Timestamp) -> Numbers {
     }
     for (source, state) in &snapshot.sources {
         let labels = || vec![("source", source.to_string())];
-        numbers.insert((DISCOVERY_UP, labels()), if state.stale.is_none() { 1.0 } else { 0.0 });
+        numbers.insert((DISCOVERY_UP, labels()), f64::from(state.stale.is_none()));
         if let Some(at) = state.answered_at {
             numbers.insert((DISCOVERY_LAST_ANSWER_AGE_SECONDS, labels()), now.since(at).as_secs_f64());
         }
@@ -65,14 +65,11 @@ fn of_service(service: &ServiceSnapshot, now: Timestamp, numbers: &mut Numbers) 
         let key = (ENDPOINTS_EXCLUDED, vec![label.clone(), ("reason", reason.to_owned())]);
         *numbers.entry(key).or_default() += 1.0;
     }
-    let modes =
-        [(Mode::Normal, "NORMAL"), (Mode::Panic, "PANIC"), (Mode::LastGood, "LAST_GOOD"), (Mode::Empty, "EMPTY")];
-    for (mode, name) in modes {
-        let is_it = if service.mode == mode { 1.0 } else { 0.0 };
-        numbers.insert((SERVICE_LIST_MODE, vec![label.clone(), ("mode", name.to_owned())]), is_it);
+    for mode in [Mode::Normal, Mode::Panic, Mode::LastGood, Mode::Empty] {
+        let labels = vec![label.clone(), ("mode", mode.name().to_owned())];
+        numbers.insert((SERVICE_LIST_MODE, labels), f64::from(service.mode == mode));
     }
-    let settling = if service.settling { 1.0 } else { 0.0 };
-    numbers.insert((SERVICE_SETTLING, vec![label.clone()]), settling);
+    numbers.insert((SERVICE_SETTLING, vec![label.clone()]), f64::from(service.settling));
     let reported = service.endpoints.iter().filter_map(|e| e.lease.as_ref()?.reported_at);
     if let Some(oldest) = reported.min() {
         numbers.insert((REPORT_OLDEST_AGE_SECONDS, vec![label]), now.since(oldest).as_secs_f64());

@@ -4,8 +4,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use lookaside_balancer::Running;
 use lookaside_balancer::config::{Config, Listen};
-use lookaside_balancer::{Addresses, Running};
 use lookaside_load::backend::{self, Backend};
 use lookaside_proto::v1::admin_client::AdminClient;
 use lookaside_proto::v1::r#override::Scope;
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A balancer and its backends.
 pub(super) struct Fleet {
-    pub(super) addresses: Addresses,
+    pub(super) addresses: Listen,
     balancer: Running,
     shutdown: CancellationToken,
     admin: AdminClient<Channel>,

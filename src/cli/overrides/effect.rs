@@ -38,7 +38,10 @@ struct Keys {
 pub(super) fn print(global: &Global, order: &Order, taken: &[(Admin, Vec<Effect>)]) -> Result<(), Failure> {
     match global.output {
         Format::Table => {
-            let rows = taken.iter().flat_map(|(admin, effects)| effects.iter().map(move |e| row(admin, e))).collect();
+            let rows = taken
+                .iter()
+                .flat_map(|(admin, effects)| effects.iter().map(move |e| row(&admin.status.balancer, e)))
+                .collect();
             output::text(&table(rows))?;
             if order.options.dry_run {
                 eprintln!("note: a dry run: nothing was changed");
@@ -74,11 +77,7 @@ fn effect(balancer: &str, wire: &Effect) -> EffectView {
 
 type Row = [String; 7];
 
-fn row(admin: &Admin, effect: &Effect) -> Row {
-    effect_row(&admin.status.balancer, effect)
-}
-
-fn effect_row(balancer: &str, effect: &Effect) -> Row {
+fn row(balancer: &str, effect: &Effect) -> Row {
     // A whole locality's addresses would make a line nobody reads.
     let addresses = match effect.addresses.as_slice() {
         [first, _, _, _, ..] => format!("{first} and {} more", effect.addresses.len() - 1),
@@ -119,7 +118,7 @@ mod tests {
             version: Some(Version { epoch: 1, sequence: 2 }),
         };
         assert_eq!(
-            table(vec![effect_row("lb-0", &wire)]),
+            table(vec![row("lb-0", &wire)]),
             "BALANCER  SERVICE  ENDPOINTS        ELIGIBLE     MODE    CLIENTS  EFFECT\n\
              lb-0      greeter  10.0.1.11:50051  6 -> 5 of 6  NORMAL  3        share of the others grows from 16.7 % to 20.0 %"
         );

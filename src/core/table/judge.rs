@@ -27,18 +27,12 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Turns evidence into verdicts. Returns whether any changed.
-    pub(super) fn judge<'a>(
-        &mut self,
-        endpoints: impl Iterator<Item = &'a mut Endpoint>,
-        fall: u32,
-        now: Timestamp,
-    ) -> bool {
+    /// Turns evidence into verdicts.
+    pub(super) fn judge<'a>(&mut self, endpoints: impl Iterator<Item = &'a mut Endpoint>, fall: u32, now: Timestamp) {
         self.waiting = false;
         if now < self.not_before {
-            return false;
+            return;
         }
-        let mut changed = false;
         let (mut known, mut checked) = (0, 0);
         let mut alone: Vec<&mut Endpoint> = Vec::new();
         for endpoint in endpoints.filter(|e| !e.is_leaving()) {
@@ -55,31 +49,26 @@ impl Judge {
             let own_silence = endpoint.stream_is_broken() || endpoint.is_late();
             if never_offered || endpoint.health.clients_fail(now) || (own_silence && !was_doubted) {
                 endpoint.health.fall();
-                changed = true;
             } else {
                 alone.push(endpoint);
             }
         }
-        let doubts = alone.len() >= DOUBT_MIN && alone.len() * 100 >= checked * DOUBT_PERCENT;
-        changed |= doubts != self.doubts;
-        self.doubts = doubts;
+        self.doubts = alone.len() >= DOUBT_MIN && alone.len() * 100 >= checked * DOUBT_PERCENT;
         while self.fell.front().is_some_and(|at| now.since(*at) >= FALLS_WINDOW) {
             self.fell.pop_front();
         }
         let ration = (known * FALLS_PERCENT / 100).max(1);
         for endpoint in alone {
-            if doubts {
+            if self.doubts {
                 endpoint.doubted = true;
             } else if endpoint.health.failed_checks() >= fall {
                 if self.fell.len() < ration {
                     self.fell.push_back(now);
                     endpoint.health.fall();
-                    changed = true;
                 } else {
                     self.waiting = true;
                 }
             }
         }
-        changed
     }
 }

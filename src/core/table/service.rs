@@ -58,10 +58,10 @@ pub(super) struct Service {
 }
 
 impl Service {
-    pub(super) fn new(name: ServiceName, settled_at: Timestamp, now: Timestamp) -> Self {
+    pub(super) fn new(name: ServiceName, config: Arc<ServiceConfig>, settled_at: Timestamp, now: Timestamp) -> Self {
         Self {
             name,
-            config: Arc::new(ServiceConfig::default()),
+            config,
             configured: false,
             endpoints: BTreeMap::new(),
             answered: BTreeSet::new(),
@@ -278,7 +278,7 @@ impl Service {
         self.urgent = true;
     }
 
-    /// Lets time pass: late reports, verdicts, slow starts, removals. Returns when time alone matters next.
+    /// Lets time pass: late reports, verdicts, slow starts, removals. Notes when time alone matters next.
     pub(super) fn advance(&mut self, words: Option<&Words>, now: Timestamp) {
         self.notice_late(now);
         let fall = self.config.health.fall;

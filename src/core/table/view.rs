@@ -128,7 +128,7 @@ fn weight(endpoint: &Endpoint, percent: u32, share_permille: u64) -> Option<u32>
 }
 
 fn sources(endpoint: &Endpoint) -> Vec<SourceId> {
-    let registration = endpoint.registration.as_ref().and_then(|_| SourceId::parse("registration").ok());
+    let registration = endpoint.registration.as_ref().map(|_| SourceId::registration());
     endpoint.listed_by.iter().cloned().chain(registration).collect()
 }
 

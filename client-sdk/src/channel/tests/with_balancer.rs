@@ -225,10 +225,13 @@ async fn a_lost_endpoint_is_suspected_at_once() {
     balancer.set("echo", [&raw.address, &backend.address]);
     let (channel, mut client) = connected(&balancer).await;
     ready(&channel).await;
-    for _ in 0..10 {
-        let _ = client.unary(says(b"x")).await;
-    }
     let address = raw.address.clone();
+    let hint = format!("try: lookaside explain echo --endpoint {address}");
+    for _ in 0..10 {
+        if let Err(status) = client.unary(says(b"x")).await {
+            assert!(status.message().contains(&hint), "{status}");
+        }
+    }
     let suspected = |seen: &crate::testing::Seen| {
         seen.outcomes("echo").any(|o| o.address == address && o.suspect && o.connect_failed > 0 && !o.detail.is_empty())
     };
@@ -306,7 +309,9 @@ async fn an_endpoint_put_aside_is_suspected_at_once() {
     for _ in 0..60 {
         let _ = client.unary(asks("13")).await;
     }
-    let told = |seen: &crate::testing::Seen| seen.outcomes("echo").any(|o| o.suspect && o.detail.contains("in a row"));
+    let told = |seen: &crate::testing::Seen| {
+        seen.outcomes("echo").any(|o| o.suspect && o.detail.contains("fail one after the other"))
+    };
     assert!(balancer.wait_for(told, SOON).await);
 }
 

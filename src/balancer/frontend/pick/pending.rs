@@ -10,10 +10,7 @@ use lookaside_core::model::ServiceName;
 use lookaside_proto::v1::ServiceError;
 use tokio::time::Instant;
 
-use crate::frontend::cohorts::Answer;
-
-/// Errors that wait for a client to read; further ones are dropped, since it does not care.
-const ERRORS_WAITING_MAX: usize = 64;
+use crate::{frontend::cohorts::Answer, limits::ERRORS_WAITING_MAX};
 
 /// See above.
 #[derive(Default)]

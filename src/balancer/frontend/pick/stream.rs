@@ -59,11 +59,11 @@ pub(super) async fn serve(
 ) {
     let end = match hello(&mut requests).await {
         Ok((hello, held)) => {
-            let who = Who { id: hello.id, peer, sdk: hello.sdk, locality: hello.cohort.locality.clone() };
+            let who = Who { id: hello.id.clone(), peer, sdk: hello.sdk, locality: hello.cohort.locality.clone() };
             tracing::debug!(client = %who.id, ?peer, "a client came");
             let stream = PickStream {
                 session: shared.clients.join(who),
-                client: hello.client,
+                client: hello.id,
                 cohort: hello.cohort,
                 answers: StreamMap::new(),
                 services: BTreeMap::new(),
@@ -95,7 +95,6 @@ pub(super) async fn serve(
 /// What a client said of itself, checked.
 struct Hello {
     id: ClientId,
-    client: ClientId,
     sdk: String,
     cohort: Cohort,
 }
@@ -135,7 +134,7 @@ async fn hello(requests: &mut Streaming<PickRequest>) -> Result<(Hello, BTreeMap
         held.insert(service, HeldList { digest: list.digest, endpoints });
     }
     let cohort = Cohort::of(&id, locality);
-    Ok((Hello { client: id.clone(), id, sdk: printable(&hello.sdk), cohort }, held))
+    Ok((Hello { id, sdk: printable(&hello.sdk), cohort }, held))
 }
 
 struct PickStream {

@@ -27,7 +27,10 @@ use tonic_health::pb::{
 };
 
 use super::*;
-use crate::signal::testing::{PATIENCE, Server, service, start_driver, until_endpoint};
+use crate::{
+    signal::testing::{Server, service, start_driver, until_endpoint},
+    testing::PATIENCE,
+};
 
 fn config(interval: Duration, deadline: Duration) -> ServiceConfig {
     let health = HealthConfig { interval, deadline, ..HealthConfig::default() };

@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use lookaside_core::{
@@ -18,10 +17,11 @@ use tonic::{
 };
 
 use super::{Peer, Rules};
-use crate::{convert, limits::REPORTED_OVERRIDES_MAX, store};
-
-/// Words from further in the future are refused: they would hold against any later order. Clocks differ by less.
-const CLOCKS_DIFFER_MAX: Duration = Duration::from_secs(300);
+use crate::{
+    convert,
+    limits::{CLOCKS_DIFFER_MAX, REPORTED_OVERRIDES_MAX},
+    store,
+};
 
 /// What a backend says it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -223,6 +223,8 @@ fn one_override(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::config;
 

@@ -14,7 +14,10 @@ use tonic::{Code, service::Routes, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use super::*;
-use crate::signal::testing::{PATIENCE, Server, service, start_driver, until_endpoint};
+use crate::{
+    signal::testing::{Server, service, start_driver, until_endpoint},
+    testing::PATIENCE,
+};
 
 /// A balancer's reporting side, and what a test can do to it.
 struct World {
