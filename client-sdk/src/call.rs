@@ -43,8 +43,8 @@ pub(crate) struct Settings {
 
 /// Makes a call: the head of its response, or a status that says what stands behind it.
 pub(crate) async fn run(
-    pool: Arc<Pool>,
-    settings: Arc<Settings>,
+    pool: &Arc<Pool>,
+    settings: &Settings,
     request: Request<Body>,
 ) -> Result<Response<Body>, Status> {
     let (head, body) = request.into_parts();
@@ -53,7 +53,7 @@ pub(crate) async fn run(
     let mut timer = Timer::default();
     let at_start = limits.clone();
     let expired = {
-        let mut work = pin!(attempts(&pool, &settings, &head, &replay, &at_start));
+        let mut work = pin!(attempts(pool, settings, &head, &replay, &at_start));
         let done = poll_fn(|cx| {
             if let Poll::Ready(result) = work.as_mut().poll(cx) {
                 return Poll::Ready(Ok(result));
@@ -81,7 +81,7 @@ pub(crate) async fn run(
             Err(expired) => expired,
         }
     };
-    Err(pool.with_hint(timed_out(&pool, &replay, &limits, expired)))
+    Err(pool.with_hint(timed_out(pool, &replay, &limits, expired)))
 }
 
 type Answer = (Attempt, Response<h2::RecvStream>);
@@ -202,10 +202,14 @@ async fn once(
         }
         Err(error) => {
             let goodbye = attempt.goodbye().cloned();
-            let verdict = match replay.take_failure() {
-                Some(status) if error.is_reset() && !error.is_remote() => Verdict::Final(status),
-                _ => of_error(&error, goodbye.as_ref(), &attempt.endpoint.address, attempt.number, false),
-            };
+            let verdict = of_error(&error, goodbye.as_ref(), &attempt.endpoint.address, attempt.number, false);
+            let moves_or_is_ours =
+                matches!(verdict, Verdict::NotProcessed(_)) || (error.is_reset() && !error.is_remote());
+            if let Some(status) = replay.failure().filter(|_| moves_or_is_ours) {
+                // The request broke off on the application's side: nobody here is to blame, and nobody else is to get half of it.
+                attempt.end(Class::Cancelled);
+                return Err(Verdict::Final(status));
+            }
             match &verdict {
                 Verdict::NotProcessed(_) if error.is_reset() => attempt.end(Class::Overload),
                 Verdict::NotProcessed(_) => attempt.leave(),

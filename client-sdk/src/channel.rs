@@ -39,7 +39,7 @@ pub struct Channel {
 #[derive(Debug)]
 struct Inner {
     pool: Arc<Pool>,
-    settings: Arc<Settings>,
+    settings: Settings,
     stop: CancellationToken,
     lists: watch::Receiver<u64>,
 }
@@ -108,7 +108,9 @@ impl tower::Service<http::Request<Body>> for Channel {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(call::run(self.inner.pool.clone(), self.inner.settings.clone(), request))
+        // A call that still looks for its endpoint keeps the channel alive: whoever drops it right after has asked all the same.
+        let channel = self.inner.clone();
+        Box::pin(async move { call::run(&channel.pool, &channel.settings, request).await })
     }
 }
 

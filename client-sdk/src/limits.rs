@@ -120,6 +120,8 @@ mod tests {
             ("250m", Duration::from_millis(250)),
             ("99999999n", Duration::from_nanos(99_999_999)),
             ("2H", Duration::from_secs(7200)),
+            ("3M", Duration::from_secs(180)),
+            ("7u", Duration::from_micros(7)),
         ] {
             assert_eq!(parse_timeout(text.as_bytes()), Some(wanted));
             assert_eq!(parse_timeout(format_timeout(wanted).as_bytes()), Some(wanted));

@@ -17,8 +17,8 @@ pub(crate) const ENDPOINTS_MAX: usize = 10_000;
 pub(crate) const WEIGHT_MAX: u32 = 100_000_000;
 /// A list with a worse tier is refused.
 pub(crate) const PRIORITY_MAX: u32 = 1_000;
-/// Notes are cut here, bytes: they end up in error messages.
-const NOTE_BYTES_MAX: usize = 500;
+/// A balancer's words are cut here, bytes: they end up in error messages.
+const WORDS_BYTES_MAX: usize = 500;
 
 /// One endpoint of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,16 +115,12 @@ impl List {
                 kept: false,
             });
         }
-        let mut note = wire.note;
-        while note.len() > NOTE_BYTES_MAX {
-            note.pop();
-        }
         Ok(Self {
             version: Some(version),
             digest: wire.digest,
             complete: wire.complete,
             mode,
-            note,
+            note: cut(wire.note),
             policy: wire.policy.map_or(Policy::LeastLoad, policy),
             endpoints,
             time_to_live_ms: wire.time_to_live_ms,
@@ -145,7 +141,9 @@ impl List {
         if !self.complete {
             let named: BTreeSet<String> = self.endpoints.iter().map(|e| e.address.clone()).collect();
             let unnamed = held.endpoints.iter().filter(|e| !named.contains(&e.address));
-            self.endpoints.extend(unnamed.map(|e| Listed { kept: true, ..e.clone() }));
+            // As long as a list may be, however many incomplete ones come after another.
+            let room = ENDPOINTS_MAX.saturating_sub(self.endpoints.len());
+            self.endpoints.extend(unnamed.take(room).map(|e| Listed { kept: true, ..e.clone() }));
         }
         Some(self)
     }
@@ -163,6 +161,15 @@ impl List {
     pub(crate) fn offers_any(&self) -> bool {
         self.endpoints.iter().any(|e| e.weight > 0)
     }
+}
+
+/// The words of a balancer, as many as fit into an error message.
+pub(crate) fn cut(mut words: String) -> String {
+    if words.len() > WORDS_BYTES_MAX {
+        let end = (0..=WORDS_BYTES_MAX).rev().find(|end| words.is_char_boundary(*end));
+        words.truncate(end.unwrap_or(0));
+    }
+    words
 }
 
 pub(crate) fn version(wire: v1::Version) -> Version {
@@ -242,6 +249,28 @@ mod tests {
     #[test]
     fn a_first_incomplete_list_serves_as_it_is() {
         assert_eq!(weights(&list(1, 1, false, &[("x:1", 1)]).over(None).unwrap()), [("x:1", 1)]);
+    }
+
+    #[test]
+    fn incomplete_lists_one_after_another_do_not_grow_without_end() {
+        let of = |epoch, first: usize| {
+            let names: Vec<String> = (first..first + 4_000).map(|n| format!("h{n}:1")).collect();
+            let named: Vec<(&str, u32)> = names.iter().map(|a| (a.as_str(), 1)).collect();
+            list(epoch, 1, false, &named)
+        };
+        let mut held = of(1, 0);
+        for epoch in 2..6 {
+            held = of(epoch, epoch as usize * 4_000).over(Some(&held)).unwrap();
+        }
+        assert_eq!(held.endpoints.len(), ENDPOINTS_MAX);
+        assert_eq!(held.endpoints[0].address, "h20000:1", "those named last come first");
+    }
+
+    #[test]
+    fn the_words_of_a_balancer_are_cut_between_letters() {
+        assert_eq!(cut("short".to_owned()), "short");
+        let long = cut("ä".repeat(WORDS_BYTES_MAX) + "x");
+        assert!(long.len() <= WORDS_BYTES_MAX && long.chars().all(|c| c == 'ä'));
     }
 
     #[test]

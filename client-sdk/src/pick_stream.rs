@@ -42,6 +42,7 @@ const REPORT_PERIOD_MAX: Duration = Duration::from_secs(60);
 const ALARM_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// Requests that may wait for a slow balancer; beyond that the stream is given up.
 const REQUESTS_WAITING_MAX: usize = 64;
+const NOT_READ: &str = "the balancer does not read the stream";
 /// A list beyond this is refused by the transport, bytes.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -70,7 +71,11 @@ pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<Stri
     let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST, seed);
     loop {
         let balancer = plan.next();
+        let began = Instant::now();
         let end = session(&pool, &identity, &balancer).await;
+        if began.elapsed() >= RECONNECT_LONGEST {
+            plan.settle();
+        }
         match end {
             End::Redirected(to) => {
                 tracing::debug!(service = pool.service, balancer, ?to, "redirected");
@@ -80,6 +85,7 @@ pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<Stri
                 }
             }
             End::Lost { reason, useful } => {
+                plan.settle();
                 if useful {
                     tracing::info!(
                         service = pool.service,
@@ -205,7 +211,9 @@ impl Session<'_> {
                     report_at = report_at.min(reported + ALARM_INTERVAL_MIN).max(Instant::now());
                 }
                 () = sleep_until(report_at) => {
-                    self.report();
+                    if let Some(end) = self.report() {
+                        return end;
+                    }
                     reported = Instant::now();
                     report_at = reported + self.jittered_period();
                 }
@@ -223,9 +231,9 @@ impl Session<'_> {
             pick_response::Kind::List(list) if list.service == self.pool.service => self.take_list(list),
             pick_response::Kind::Tick(tick) if tick.service == self.pool.service => self.take_tick(&tick),
             pick_response::Kind::ServiceError(error) if error.service == self.pool.service => {
-                tracing::info!(service = error.service, reason = error.reason, message = error.message, "no list");
+                let trouble = list::cut(format!("{} says {}: {}", self.balancer, error.reason, error.message));
+                tracing::info!(service = error.service, trouble, "no list");
                 self.useful = true;
-                let trouble = format!("{} says {}: {}", self.balancer, error.reason, error.message);
                 self.pool.change_view(|view| view.trouble = trouble);
                 None
             }
@@ -234,7 +242,7 @@ impl Session<'_> {
                 if !ours {
                     return None;
                 }
-                self.report();
+                let _ = self.report();
                 Some(End::Redirected(redirect.balancers))
             }
             // Other services' messages, and what this picker has no use for.
@@ -251,6 +259,7 @@ impl Session<'_> {
         let list = match List::parse(wire) {
             Ok(list) => list,
             Err(refused) => {
+                let refused = list::cut(refused);
                 tracing::warn!(service = self.pool.service, balancer = self.balancer, refused, "list refused");
                 return self.acknowledge(version, refused);
             }
@@ -292,19 +301,22 @@ impl Session<'_> {
         let ack = Ack { service: self.pool.service.clone(), version, refused };
         match self.requests.try_send(PickRequest { kind: Some(pick_request::Kind::Ack(ack)) }) {
             Ok(()) => None,
-            Err(_) => Some(self.lost("the balancer does not read the stream".to_owned())),
+            Err(_) => Some(self.lost(NOT_READ.to_owned())),
         }
     }
 
-    /// Tells how calls ended. What finds no room now is told next time.
-    fn report(&self) {
-        let Ok(permit) = self.requests.try_reserve() else { return };
+    /// Tells how calls ended. `Some` when there is no room for it: then the session is over, and the next one tells.
+    fn report(&self) -> Option<End> {
+        let Ok(permit) = self.requests.try_reserve() else {
+            return Some(self.lost(NOT_READ.to_owned()));
+        };
         let endpoints = self.pool.take_outcomes();
         if endpoints.is_empty() {
-            return;
+            return None;
         }
         let outcomes = Outcomes { service: self.pool.service.clone(), endpoints };
         permit.send(PickRequest { kind: Some(pick_request::Kind::Outcomes(outcomes)) });
+        None
     }
 
     /// The period, a tenth more or less, so that clients do not report in step.
@@ -320,6 +332,6 @@ fn to_wire(version: crate::Version) -> lookaside_proto::v1::Version {
 fn in_words(status: &tonic::Status) -> String {
     match status.message() {
         "" => format!("{:?}", status.code()),
-        message => format!("{:?}: {message}", status.code()),
+        message => list::cut(format!("{:?}: {message}", status.code())),
     }
 }

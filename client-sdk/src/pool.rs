@@ -256,8 +256,12 @@ impl Pool {
         let mut state = self.state();
         let take = |e: &Arc<Endpoint>| e.tally.take(&e.address, e.incarnation, e.peer.in_flight());
         let mut outcomes: Vec<EndpointOutcomes> = state.members.iter().filter_map(|m| take(&m.endpoint)).collect();
-        outcomes.extend(state.departed.iter().filter_map(take));
-        state.departed.retain(|e| e.peer.in_flight() > 0);
+        state.departed.retain(|e| {
+            // Looked at first: a call that ends in between is told of next time.
+            let is_in_use = e.peer.in_flight() > 0;
+            outcomes.extend(take(e));
+            is_in_use
+        });
         outcomes
     }
 

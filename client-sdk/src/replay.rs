@@ -86,7 +86,7 @@ impl Replay {
         let mut state = self.state();
         state.attempt += 1;
         state.sent = 0;
-        Pump { stream, replay: self.clone(), attempt: state.attempt }
+        Pump { stream, replay: self.clone(), attempt: state.attempt, done: false }
     }
 
     /// Notes which endpoint the call waits for.
@@ -117,8 +117,8 @@ impl Replay {
     }
 
     /// What the application's own request stream failed with.
-    pub(crate) fn take_failure(&self) -> Option<Status> {
-        self.state().failure.take()
+    pub(crate) fn failure(&self) -> Option<Status> {
+        self.state().failure.clone()
     }
 
     /// Its time ran out: whatever is dropped from now on ended by that.
@@ -137,7 +137,7 @@ impl Replay {
         }
         if let Some(bytes) = state.kept.get(state.sent).cloned() {
             state.sent += 1;
-            let last = state.ended && state.ahead.is_none() && state.sent == state.kept.len();
+            let last = state.is_last() && state.sent == state.kept.len();
             return Poll::Ready(Next::Data(bytes, last));
         }
         let bytes = match state.ahead.take() {
@@ -157,12 +157,17 @@ impl Replay {
             state.ahead = ahead;
         }
         state.keep(&bytes);
-        let last = state.ended && state.ahead.is_none() && state.failure.is_none();
+        let last = state.is_last();
         Poll::Ready(Next::Data(bytes, last))
     }
 }
 
 impl State {
+    /// What was read last is the end of the request. A request that failed has no end: it must never look complete.
+    fn is_last(&self) -> bool {
+        self.ended && self.ahead.is_none() && self.failure.is_none()
+    }
+
     /// The next bytes from the application; `None` at the end, and when it failed.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
@@ -219,13 +224,31 @@ pub(crate) struct Pump {
     stream: SendStream<Bytes>,
     replay: Arc<Replay>,
     attempt: u32,
+    done: bool,
+}
+
+impl Drop for Pump {
+    /// A request that nobody goes on sending, be it that the application's stream panicked, must not leave the endpoint waiting.
+    fn drop(&mut self) {
+        if !self.done {
+            self.stream.send_reset(Reason::CANCEL);
+        }
+    }
 }
 
 impl Future for Pump {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let me = &mut *self;
+        ready!(self.send(cx));
+        self.done = true;
+        Poll::Ready(())
+    }
+}
+
+impl Pump {
+    fn send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let me = self;
         loop {
             me.stream.reserve_capacity(1);
             if me.stream.capacity() == 0 {
@@ -331,6 +354,7 @@ mod tests {
     fn the_applications_own_failure_is_kept_for_the_caller() {
         let replay = Replay::new(body(vec![Ok(b"one"), Err(Status::aborted("mine"))]));
         assert_eq!(drain(&replay), (b"one".to_vec(), true));
-        assert_eq!(replay.take_failure().map(|s| s.code()), Some(tonic::Code::Aborted));
+        assert_eq!(drain(&replay), (b"one".to_vec(), true), "a further attempt does not make it look complete");
+        assert_eq!(replay.failure().map(|s| s.code()), Some(tonic::Code::Aborted));
     }
 }

@@ -116,15 +116,14 @@ impl ResponseBody {
 
     fn fail(&mut self, error: &h2::Error) -> Status {
         self.stream = None;
-        let status = match self.attempt.replay().take_failure() {
-            Some(status) if error.is_reset() && !error.is_remote() => status,
-            _ => {
-                let goodbye = self.attempt.goodbye();
-                match of_error(error, goodbye, &self.attempt.endpoint.address, self.attempt.number, true) {
-                    Verdict::Final(status) => status,
-                    Verdict::NotProcessed(reason) => Status::unavailable(reason),
-                }
-            }
+        if let Some(status) = self.attempt.replay().failure().filter(|_| error.is_reset() && !error.is_remote()) {
+            self.attempt.end(Class::Cancelled);
+            return status;
+        }
+        let goodbye = self.attempt.goodbye();
+        let status = match of_error(error, goodbye, &self.attempt.endpoint.address, self.attempt.number, true) {
+            Verdict::Final(status) => status,
+            Verdict::NotProcessed(reason) => Status::unavailable(reason),
         };
         self.attempt.end(class_of(status.code()));
         status

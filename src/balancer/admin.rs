@@ -150,7 +150,8 @@ impl admin_server::Admin for Service {
         request: Request<v1::SetOverrideRequest>,
     ) -> Result<Response<v1::SetOverrideResponse>, Status> {
         let peer = request.remote_addr();
-        if peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback()) {
+        // Where a request comes from must be known to be trusted.
+        if !peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
             let words = "orders are taken from the balancer's own machine alone";
             return Err(refused(Code::PermissionDenied, "LOOPBACK_ONLY", words, &[]));
         }

@@ -261,9 +261,11 @@ impl Driver {
                 let _ = reply.send(self.apply(event, now).map_err(Error::from));
             }
             Message::Preview(word, reply) => {
+                let word = self.timely(word);
                 let _ = reply.send(self.table.preview(&word, now).map_err(Error::from));
             }
             Message::Order(word, reply) => {
+                let word = self.timely(word);
                 let service = word.service.clone();
                 let effect = self.table.preview(&word, now);
                 let done = effect.and_then(|effect| self.apply(Event::OverrideSet { word }, now).map(|()| effect));
@@ -275,6 +277,12 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// An order given now is the newest there is, whatever the wall clock said when the ones before were set.
+    fn timely(&self, word: Override) -> Override {
+        let newest = self.table.newest_word_unix_ms(&word.service);
+        Override { set_at_unix_ms: word.set_at_unix_ms.max(newest.saturating_add(1)), ..word }
     }
 
     fn apply_told(&mut self, event: Event, now: Timestamp) {

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, sync::Arc};
 
 use lookaside_core::{event::Override, model::SourceId};
 use lookaside_proto::v1::{balancer_server, reporter_server};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -88,9 +91,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     let source = SourceId::parse("file").expect("a name without white space");
     // Before anybody can ask, so that what is configured is never unknown.
     File::new(source, config.services.clone()).follow(driver.clone(), tokens.stop.clone()).await;
-    rooms.spawn(probe::run(driver.clone(), config.limits.checks_at_once, tokens.stop.clone()));
+    let mut vital = JoinSet::new();
+    vital.spawn(probe::run(driver.clone(), config.limits.checks_at_once, tokens.stop.clone()));
     let cohorts = Arc::new(Cohorts::new(driver.clone()));
-    rooms.spawn(Arc::clone(&cohorts).follow(tokens.stop.clone()));
+    vital.spawn(Arc::clone(&cohorts).follow(tokens.stop.clone()));
     let clients = Arc::new(Clients::new());
 
     let health = HealthReporter::new();
@@ -125,7 +129,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     rooms.spawn(page::upkeep(recorder, tokens.stop.clone()));
     rooms.close();
     tracing::info!(client = %addresses.client, admin = %addresses.admin, metrics = %addresses.metrics, "ready");
-    let task = tokio::spawn(until(shutdown, driving, tokens, health, listeners, rooms));
+    let task = tokio::spawn(until(shutdown, driving, vital, tokens, health, listeners, rooms));
     Ok(Running { addresses, task })
 }
 
@@ -144,16 +148,19 @@ struct Tokens {
 async fn until(
     shutdown: CancellationToken,
     mut driving: JoinHandle<()>,
+    mut vital: JoinSet<()>,
     tokens: Tokens,
     health: HealthReporter,
     listeners: TaskTracker,
     rooms: TaskTracker,
 ) -> Result<(), Error> {
-    let failed = tokio::select! {
-        () = shutdown.cancelled() => None,
-        // It ends on its own only by a panic; without it lists would stay as they are for ever, which looks healthy.
-        ended = &mut driving => Some(ended),
-    };
+    let (mut driven, mut others) = (None, Ok(()));
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        // They end on their own only by a panic; without them lists would stay as they are for ever, which looks healthy.
+        ended = &mut driving => driven = Some(ended),
+        Some(ended) = vital.join_next() => others = ended,
+    }
     tracing::info!("draining");
     for name in HEALTH_NAMES {
         health.set_service_status(name, ServingStatus::NotServing).await;
@@ -163,10 +170,14 @@ async fn until(
     listeners.wait().await;
     tokens.stop.cancel();
     rooms.wait().await;
-    match failed {
+    while let Some(ended) = vital.join_next().await {
+        others = others.and(ended);
+    }
+    match driven {
         Some(ended) => ended?,
         None => driving.await?,
     }
+    others?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -73,6 +73,19 @@ impl ServiceSnapshot {
         self.endpoints.iter().filter(|e| e.state.is_offered())
     }
 
+    /// Mean of the utilisations that offered endpoints reported, permille; 0 when none did.
+    pub fn utilization_permille_mean(&self) -> u32 {
+        let told: Vec<u64> = self.offered().filter_map(|e| e.utilization_permille).map(u64::from).collect();
+        let mean = told.iter().sum::<u64>() / (told.len() as u64).max(1);
+        u32::try_from(mean).unwrap_or(u32::MAX)
+    }
+
+    /// Whether every offered endpoint is full by its own account, and there is one.
+    pub fn is_overloaded(&self) -> bool {
+        let mut offered = self.offered().peekable();
+        offered.peek().is_some() && offered.all(|e| e.reasons.iter().any(|r| r.code == Code::Overloaded))
+    }
+
     /// In one word, never better than the worst part.
     pub fn status(&self) -> Status {
         match self.mode {

@@ -143,6 +143,9 @@ impl Table {
             }
             Event::OverrideSet { word } => {
                 let name = word.service.clone();
+                if !self.words.contains_key(&name) && self.words.len() >= SERVICES_MAX {
+                    return Err(Refusal::TooManyServices { max: SERVICES_MAX });
+                }
                 let heard = self.words.entry(name.clone()).or_default().hear(word, now)?;
                 if let Some(service) = self.services.get_mut(&name).filter(|_| heard) {
                     service.urgent = true;
@@ -162,6 +165,7 @@ impl Table {
                 service.urgent = true;
             }
         }
+        self.words.retain(|_, words| !words.is_empty());
         let version = Version { epoch: self.epoch, sequence: self.sequence + 1 };
         let mut changed = std::mem::take(&mut self.changed);
         let mut services = self.published.services.clone();
@@ -218,6 +222,12 @@ impl Table {
     /// All words that still hold, those that take others back too, to be kept on disk.
     pub fn overrides(&self, now: Timestamp) -> Vec<Override> {
         self.words.values().flat_map(|words| words.all(now)).collect()
+    }
+
+    /// When the newest word on a service was set, milliseconds since 1970; 0 without any. An order given now must be later:
+    /// a wall clock that was set back would otherwise have it lose against an older one.
+    pub fn newest_word_unix_ms(&self, service: &ServiceName) -> u64 {
+        self.words.get(service).map_or(0, Words::newest_unix_ms)
     }
 
     fn make(&mut self, name: &ServiceName, now: Timestamp) -> Result<&mut Service, Refusal> {

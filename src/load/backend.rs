@@ -118,7 +118,6 @@ pub enum Error {
 /// A running backend. Dropped, it dies as if killed.
 #[derive(Debug)]
 pub struct Backend {
-    local: SocketAddr,
     address: String,
     grace: Duration,
     reporter: Reporter,
@@ -177,10 +176,10 @@ impl Backend {
             }
             end.send_replace(true);
         });
-        Ok(Self { local, address, grace: config.grace, reporter, echo, stop, kill, ended })
+        Ok(Self { address, grace: config.grace, reporter, echo, stop, kill, ended })
     }
 
-    /// The address that clients reach it at, `host:port`.
+    /// Where it listens and clients reach it, `host:port`.
     pub fn address(&self) -> &str {
         &self.address
     }

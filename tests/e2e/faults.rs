@@ -14,9 +14,9 @@ use lookaside_tests::{
     Backends, Balancer, Client, Process, SERVICE, Signal, Summary, address_of, alone, hold_for, now_unix_ms, wait_for,
 };
 
-/// Calls that can be in flight on one of six backends at 5 ms and 600 calls/s, half a call on average: more than these
-/// would be one in a billion.
-const IN_FLIGHT_MAX: u64 = 6;
+/// Calls that can be in flight on one of six backends at 5 ms and 600 calls/s: half a call on average, so that more than
+/// these happen once in a million times; some more, since a machine that is busy with other things is slower.
+const IN_FLIGHT_MAX: u64 = 8;
 
 #[tokio::test]
 async fn a_killed_backend_costs_at_most_the_calls_in_flight_on_it() {

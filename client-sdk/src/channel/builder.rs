@@ -180,8 +180,7 @@ impl Builder {
         } else {
             pool.apply(List::plain(&self.static_endpoints), ListSource::Static, None);
         }
-        let settings =
-            Arc::new(Settings { defaults: self.defaults, first_list: self.first_list_timeout, has_fallback });
+        let settings = Settings { defaults: self.defaults, first_list: self.first_list_timeout, has_fallback };
         Ok(Channel { inner: Arc::new(Inner { pool, settings, stop, lists }) })
     }
 }

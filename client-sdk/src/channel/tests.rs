@@ -1,5 +1,7 @@
 //! A channel against real servers on loopback.
 
+#[cfg(feature = "testing")]
+mod faults;
 mod servers;
 #[cfg(feature = "testing")]
 mod with_balancer;

@@ -27,10 +27,14 @@ impl Plan {
         if let Some(address) = self.redirected.pop() {
             return address;
         }
-        self.redirects = 0;
         let address = self.known.get(self.next).cloned().unwrap_or_default();
         self.next = (self.next + 1) % self.known.len().max(1);
         address
+    }
+
+    /// A stream was there for a while, or broke without a word of where to go: redirects are counted anew.
+    pub(super) fn settle(&mut self) {
+        self.redirects = 0;
     }
 
     /// Asks these next, or any other known one when none is named. False when it is time to wait instead.
@@ -38,6 +42,7 @@ impl Plan {
         self.redirects += 1;
         if self.redirects > REDIRECTS_MAX {
             self.redirected.clear();
+            self.redirects = 0;
             return false;
         }
         let sound = to.iter().take(REDIRECTED_TO_MAX).filter_map(|a| crate::target::address(a).ok());
@@ -81,5 +86,18 @@ mod tests {
             })
             .count();
         assert_eq!(followed, REDIRECTS_MAX as usize);
+    }
+
+    #[test]
+    fn balancers_that_all_leave_are_not_asked_in_a_circle_without_a_pause() {
+        let mut plan = Plan::new(vec!["a:1".into(), "b:1".into()], 0);
+        let mut followed = 0;
+        while followed < 100 && plan.redirect(Vec::new()) {
+            plan.next();
+            followed += 1;
+        }
+        assert_eq!(followed, REDIRECTS_MAX);
+        plan.settle();
+        assert!(plan.redirect(Vec::new()));
     }
 }

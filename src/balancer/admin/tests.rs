@@ -71,8 +71,15 @@ impl Balancer {
 
     async fn set(&self, word: Override, for_ms: u64, dry_run: bool) -> Result<v1::SetOverrideResponse, Status> {
         let request = SetOverrideRequest { r#override: Some(word), for_ms, dry_run };
-        self.admin.set_override(Request::new(request)).await.map(Response::into_inner)
+        self.admin.set_override(from("127.0.0.1:9", request)).await.map(Response::into_inner)
     }
+}
+
+fn from<T>(peer: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let remote_addr = Some(peer.parse().unwrap());
+    request.extensions_mut().insert(tonic::transport::server::TcpConnectInfo { local_addr: None, remote_addr });
+    request
 }
 
 fn drain(service: &str, scope: Scope) -> Override {
@@ -235,16 +242,15 @@ async fn orders_from_other_machines_are_refused() {
         [("127.0.0.1:9", true), ("[::1]:9", true), ("[::ffff:127.0.0.1]:9", true), ("10.0.0.9:9", false)]
     {
         let word = drain("greeter", Scope::Address("10.0.0.1:1".into()));
-        let mut request = Request::new(SetOverrideRequest { r#override: Some(word), for_ms: 0, dry_run: true });
-        let info =
-            tonic::transport::server::TcpConnectInfo { local_addr: None, remote_addr: Some(peer.parse().unwrap()) };
-        request.extensions_mut().insert(info);
+        let request = from(peer, SetOverrideRequest { r#override: Some(word), for_ms: 0, dry_run: true });
         let answer = balancer.admin.set_override(request).await;
         assert_eq!(
             answer.map(|_| ()).map_err(|status| reason(&status)),
             if allowed { Ok(()) } else { Err("LOOPBACK_ONLY".into()) }
         );
     }
+    let unknown = balancer.admin.set_override(Request::new(SetOverrideRequest::default())).await.unwrap_err();
+    assert_eq!(reason(&unknown), "LOOPBACK_ONLY", "who cannot be seen is not trusted");
 }
 
 #[tokio::test]

@@ -132,6 +132,18 @@ async fn an_order_answers_with_its_effect_and_the_version_that_shows_it() {
     assert_eq!(after.services[&service()].version, version);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_order_is_the_newest_even_when_the_wall_clock_was_set_back() {
+    let future = Override { set_at_unix_ms: u64::MAX - 5, ..drain(1) };
+    let (handle, _stop) = begin(vec![future], None);
+    handle.ask(registered(1)).await.unwrap();
+    until(&handle, |s| endpoint(s, 1).is_some_and(|e| e.state == State::Draining)).await;
+    let undrain = Override { action: Action::Undrain, ..drain(1) };
+    handle.order(undrain).await.unwrap();
+    let after = Arc::clone(&handle.snapshots().borrow());
+    assert_ne!(endpoint(&after, 1).unwrap().state, State::Draining);
+}
+
 #[tokio::test]
 async fn an_order_outlives_a_restart() {
     let directory = store::tests::directory("restart");

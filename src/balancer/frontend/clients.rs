@@ -283,7 +283,7 @@ impl Session {
     pub(crate) fn applied(&self, service: &ServiceName, version: Version) -> bool {
         let mut client = lock(&self.client);
         let Some(held) = client.services.get_mut(service) else { return false };
-        let Some(at) = held.unacknowledged.iter().position(|(sent, _)| *sent == version) else { return false };
+        let Some(at) = held.acknowledged_by(version) else { return held.uses(version) };
         for (version, list) in held.unacknowledged.drain(..=at) {
             // The last of them is the one.
             held.applied_version = Some(version);
@@ -363,6 +363,19 @@ impl Held {
             Some(list) if !list.assignment.complete => self.before.retain(|address| list.place(address).is_none()),
             Some(_) | None => self.before.clear(),
         }
+    }
+
+    /// Which of the lists sent a version means: that of the list, or the one that a tick called it by later.
+    fn acknowledged_by(&self, version: Version) -> Option<usize> {
+        let sent = self.sent.as_ref().filter(|sent| sent.version == version);
+        self.unacknowledged.iter().rposition(|(sent_as, list)| {
+            *sent_as == version || sent.is_some_and(|sent| sent.list.assignment.digest == list.assignment.digest)
+        })
+    }
+
+    /// Whether the version is what the list in use is called now: ticks are acknowledged like lists.
+    fn uses(&self, version: Version) -> bool {
+        self.applied.is_some() && self.applied_version == Some(version)
     }
 
     fn knows(&self, address: &Address) -> bool {

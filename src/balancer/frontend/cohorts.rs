@@ -114,6 +114,8 @@ struct Entry {
     answer: watch::Sender<Arc<Answer>>,
     /// What the answer was computed from; `None` where there is no service.
     service: Option<Arc<ServiceSnapshot>>,
+    /// What was looked at since, with loads alone to tell: a herd of newcomers must not have it computed for each.
+    held_back: Option<Arc<ServiceSnapshot>>,
     /// When the last list went out, and the last list or tick.
     listed_at: Instant,
     beat_at: Instant,
@@ -133,17 +135,18 @@ impl Cohorts {
         let cohorts = entries.entry(service.clone()).or_default();
         let entry = cohorts.entry(cohort.clone()).or_insert_with(|| {
             let now = Instant::now();
-            let mut entry = Entry {
+            Entry {
                 answer: watch::Sender::new(Arc::new(Answer::Silent)),
                 service: None,
+                held_back: None,
                 listed_at: now,
                 beat_at: now,
                 counters: None,
-            };
-            // Under the lock, so that no two computations can overtake each other and a version fall.
-            entry.refresh(service, cohort, &self.snapshots.borrow(), self.driver.now());
-            entry
+            }
         });
+        // Under the lock, so that no two computations can overtake each other and a version fall. Also where there was an
+        // answer: a backend may just have been told that nobody is sent to it any more.
+        entry.refresh(service, cohort, &self.snapshots.borrow(), self.driver.now());
         entry.answer.subscribe()
     }
 
@@ -200,7 +203,9 @@ impl Entry {
             return;
         };
         let due = self.beat_at.elapsed() >= HEARTBEAT_PERIOD;
-        if self.service.as_ref().is_some_and(|before| Arc::ptr_eq(before, service)) && !due {
+        let is_it = |seen: &Option<Arc<ServiceSnapshot>>| seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, service));
+        let is_early = self.listed_at.elapsed() < LOAD_LIST_PERIOD;
+        if !due && (is_it(&self.service) || (is_early && is_it(&self.held_back))) {
             return;
         }
         let began = Instant::now();
@@ -215,11 +220,9 @@ impl Entry {
                 }
                 Arc::clone(&held.list)
             }
-            Answer::List(held)
-                if self.listed_at.elapsed() < LOAD_LIST_PERIOD
-                    && differ_in_loads_alone(&held.list.assignment, &assignment) =>
-            {
-                // Not noted as seen: the next turn comes by again.
+            Answer::List(held) if is_early && differ_in_loads_alone(&held.list.assignment, &assignment) => {
+                // Not noted as seen for good: a later turn comes by again.
+                self.held_back = Some(Arc::clone(service));
                 return;
             }
             Answer::List(_) | Answer::Silent | Answer::Unknown => {
@@ -228,6 +231,7 @@ impl Entry {
             }
         };
         self.service = Some(Arc::clone(service));
+        self.held_back = None;
         self.beat_at = began;
         let published = Published {
             list_frame: encode::list(&list.assignment, service.version),
@@ -324,6 +328,23 @@ mod tests {
         let list = List::new(assignment(&[("c:1", 1), ("a:1", 2), ("b:1", 0)]));
         let weight = |at| list.place(&address(at)).map(|place| place.weight);
         assert_eq!([weight("a:1"), weight("b:1"), weight("c:1"), weight("d:1")], [Some(2), Some(0), Some(1), None]);
+    }
+
+    #[tokio::test]
+    async fn who_comes_late_gets_the_newest_list_though_nobody_has_looked_since() {
+        let stop = CancellationToken::new();
+        let driver = driver(&stop);
+        list(&driver, "greeter", &["10.0.0.1:1"]).await;
+        let cohorts = Cohorts::new(driver.clone());
+        let cohort = Cohort { seed: 0, locality: Locality::unknown() };
+        let _early = cohorts.subscribe(&service("greeter"), &cohort);
+        list(&driver, "greeter", &["10.0.0.2:1"]).await;
+        let late = cohorts.subscribe(&service("greeter"), &cohort);
+        match &**late.borrow() {
+            Answer::List(published) => assert!(published.list.place(&address("10.0.0.2:1")).is_some()),
+            other => panic!("{other:?} is no list"),
+        }
+        stop.cancel();
     }
 
     #[tokio::test]

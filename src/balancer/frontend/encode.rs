@@ -1,11 +1,7 @@
 //! Messages as gRPC frames: a flag for compression, the length, the message. Made once, sent to many.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use lookaside_core::{
-    model::Version,
-    policy::Assignment,
-    snapshot::{Code, ServiceSnapshot},
-};
+use lookaside_core::{model::Version, policy::Assignment, snapshot::ServiceSnapshot};
 use lookaside_proto::v1::{self, pick_response::Kind};
 use prost::Message as _;
 
@@ -21,11 +17,6 @@ pub(super) fn list(assignment: &Assignment, version: Version) -> Bytes {
 
 /// What the service is at, for those that hold the list already.
 pub(super) fn tick(assignment: &Assignment, service: &ServiceSnapshot) -> Bytes {
-    let utilizations: Vec<u64> = service.offered().filter_map(|e| e.utilization_permille).map(u64::from).collect();
-    let mean = utilizations.iter().sum::<u64>() / (utilizations.len() as u64).max(1);
-    let is_overloaded =
-        |reasons: &[lookaside_core::snapshot::Reason]| reasons.iter().any(|r| r.code == Code::Overloaded);
-    let mut offered = service.offered().peekable();
     frame(Kind::Tick(v1::Tick {
         service: assignment.service.to_string(),
         version: Some(convert::version(service.version)),
@@ -33,8 +24,8 @@ pub(super) fn tick(assignment: &Assignment, service: &ServiceSnapshot) -> Bytes 
         complete: assignment.complete,
         hot_threshold_milli: 0,
         service_time_us_mean: 0,
-        utilization_permille: u32::try_from(mean).unwrap_or(u32::MAX),
-        overload: offered.peek().is_some() && offered.all(|e| is_overloaded(&e.reasons)),
+        utilization_permille: service.utilization_permille_mean(),
+        overload: service.is_overloaded(),
         probe_budget_percent: 0,
         retry_budget_percent: RETRY_BUDGET_PERCENT,
         report_period_ms: u32::try_from(convert::millis(service.config.report_period)).unwrap_or(u32::MAX),

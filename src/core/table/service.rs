@@ -133,11 +133,13 @@ impl Service {
         if let Some(held) = self.endpoints.get(&address)
             && held.registration.is_some()
             && held.spec.incarnation > spec.incarnation
+            // A backend whose clock was set back must not be locked out by one that has not been heard of for a lease.
+            && !held.lease_expired(self.config.lease, now)
         {
             return Err(Refusal::OldIncarnation { address, held: held.spec.incarnation, given: spec.incarnation });
         }
         let twin = self.endpoints.values().find(|e| {
-            let alive = e.registration.as_ref().is_some_and(|r| r.connected) && !e.is_leaving();
+            let alive = e.registration.as_ref().is_some_and(|r| r.connected && !r.late) && !e.is_leaving();
             !spec.instance.as_str().is_empty() && alive && e.spec.instance == spec.instance && e.spec.address != address
         });
         if let Some(twin) = twin {

@@ -94,7 +94,7 @@ impl<'a> Face<'a> {
         let state = if restored { State::Restored } else { self.state };
         let share = endpoint.slow_start_permille(service.config.slow_start, light.now);
         let percent = self.words.weight_percent.as_ref().map_or(100, |(percent, _)| *percent);
-        let weight = weight(endpoint, percent, share).filter(|_| state.is_offered()).unwrap_or(0);
+        let weight = if state.is_offered() { weight(endpoint, percent, share) } else { 0 };
         EndpointSnapshot {
             spec: endpoint.spec.clone(),
             state,
@@ -119,12 +119,12 @@ impl<'a> Face<'a> {
 }
 
 /// Weight of the spec, times operator's percent, slow start and throughput; at least 1, unless an operator said 0.
-fn weight(endpoint: &Endpoint, percent: u32, share_permille: u64) -> Option<u32> {
+fn weight(endpoint: &Endpoint, percent: u32, share_permille: u64) -> u32 {
     let weight =
         u64::from(endpoint.spec.weight) * u64::from(percent) * share_permille * u64::from(endpoint.throughput_permille)
             / (100 * 1000 * 1000);
     let least = u64::from(percent > 0);
-    u32::try_from(weight.max(least)).ok()
+    u32::try_from(weight.max(least)).unwrap_or(u32::MAX)
 }
 
 fn sources(endpoint: &Endpoint) -> Vec<SourceId> {

@@ -146,22 +146,3 @@ async fn questions_about_the_backend_are_not_its_load() {
     }
     assert_eq!(layer.shared.counters.totals().completions, 0);
 }
-
-#[test]
-fn the_time_a_caller_gives_is_read_in_every_unit() {
-    for (text, wanted) in [
-        ("2H", Some(Duration::from_secs(7200))),
-        ("3M", Some(Duration::from_secs(180))),
-        ("99999999S", Some(Duration::from_secs(99_999_999))),
-        ("250m", Some(Duration::from_millis(250))),
-        ("7u", Some(Duration::from_micros(7))),
-        ("9n", Some(Duration::from_nanos(9))),
-        ("999999999S", None),
-        ("1x", None),
-        ("m", None),
-        ("", None),
-        ("-1S", None),
-    ] {
-        assert_eq!(timeout(text.as_bytes()), wanted, "{text}");
-    }
-}

@@ -176,6 +176,8 @@ impl PickStream {
                     Err(status) => return unreadable(&status),
                 },
                 Some((service, answer)) = self.answers.next(), if !self.answers.is_empty() => {
+                    // What waited for the balancer to have heard more is older than this.
+                    self.newcomers.remove(&service);
                     self.pending.answer(service, answer);
                 }
                 room = out.reserve(), if waiting.is_some() => match room {

@@ -201,6 +201,29 @@ async fn ticks_follow_as_heartbeats() {
 }
 
 #[tokio::test]
+async fn a_list_can_be_acknowledged_by_the_name_that_a_tick_gave_it() {
+    use crate::frontend::{clients::Who, cohorts::List};
+    use lookaside_core::model::{ClientId, Cohort, Locality, Version};
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let (name, id) = (service("greeter"), ClientId::parse("web-1").unwrap());
+    let snapshot = Arc::clone(&balancer.driver.snapshots().borrow());
+    let assignment = lookaside_core::policy::assign(&snapshot.services[&name], &Cohort::of(&id, Locality::unknown()));
+    let list = Arc::new(List::new(assignment));
+    let who = Who { id, peer: None, sdk: String::new(), locality: Locality::unknown() };
+    let session = balancer.clients.join(who);
+    session.subscribed(&name, Default::default());
+    let version = |sequence| Version { epoch: 7, sequence };
+    session.sent(&name, version(5), &list);
+    session.rebased(&name, version(6), &list);
+    assert!(session.applied(&name, version(6)), "the list has that name now");
+    assert_eq!(balancer.clients.views()[0].applied, Some(version(6)));
+    session.rebased(&name, version(7), &list);
+    assert!(session.applied(&name, version(7)), "a tick on its own is acknowledged too");
+    assert!(!session.applied(&name, version(8)), "nothing was ever called that");
+}
+
+#[tokio::test]
 async fn one_cohort_shares_its_bytes_and_is_forgotten_with_its_last_stream() {
     use lookaside_core::model::{Cohort, Locality};
     let balancer = balancer().await;
@@ -459,6 +482,35 @@ async fn after_a_start_newcomers_wait_for_others_to_be_heard_and_those_that_come
     assert!(balancer.clients.holds(&name, &address("10.0.0.2:1")));
     assert!(!newcomer.offered(&["10.0.0.1:1"]).await.complete);
     assert!(up() >= Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn what_a_newcomer_waited_for_is_not_told_after_something_newer() {
+    let balancer = balancer().await;
+    let name = service("greeter");
+    let endpoint = EndpointSpec::at(address("10.0.0.1:1"));
+    balancer.driver.ask(Event::Registered { service: name.clone(), endpoint }).await.unwrap();
+    until(&balancer.driver, |s| s.services.contains_key(&name)).await;
+    let mut client = Client::greeted(&balancer, "new").await;
+    client.subscribe("greeter");
+    // Answers of services are told in one loop: who hears of the second one waits for the first one by now.
+    list(&balancer.driver, "other", &["10.0.0.9:1"]).await;
+    client.subscribe("other");
+    client.offered(&["10.0.0.9:1"]).await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1", "10.0.0.2:1"]).await;
+    let mut last = client.offered(&["10.0.0.1:1", "10.0.0.2:1"]).await.version.unwrap().sequence;
+    eventually("newcomers wait no more", || balancer.driver.now().since(Timestamp::default()).as_millis() > 2_100)
+        .await;
+    list(&balancer.driver, "greeter", &["10.0.0.3:1"]).await;
+    loop {
+        let list = client.list().await;
+        let version = list.version.unwrap().sequence;
+        assert!(version > last, "{version} after {last}");
+        last = version;
+        if list.endpoints.iter().any(|e| e.address == "10.0.0.3:1") {
+            break;
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! One report stream: reads all the time, acts at most 50 times a second, and answers when there is something to say.
 
-use std::{future, sync::Arc, time::Duration};
+use std::{future, mem::discriminant, sync::Arc, time::Duration};
 
 use lookaside_core::{
     event::{Event, Override},
@@ -205,7 +205,8 @@ impl Stream {
         let is_known = self.heard.iter().any(same)
             || self.me.as_ref().is_some_and(|me| words_on(&self.driver.snapshots().borrow(), me).iter().any(same));
         if !is_known {
-            self.heard.retain(|held| held.action != word.action);
+            // One of each kind: weights differ without end.
+            self.heard.retain(|held| discriminant(&held.action) != discriminant(&word.action));
             self.heard.push(word.clone());
             self.driver.tell(Event::OverrideSet { word }).await;
         }

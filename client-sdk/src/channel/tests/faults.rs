@@ -1,0 +1,120 @@
+//! Applications that let go early or break off, and balancers that say little: nothing may hang, leak or blame the wrong one.
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use lookaside_proto::v1;
+use tonic::{Status, body::Body};
+
+use super::*;
+use crate::testing::{Balancer, Seen};
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn request(frames: impl futures_util::Stream<Item = Result<Bytes, Status>> + Send + 'static) -> http::Request<Body> {
+    let body = Body::new(StreamBody::new(Box::pin(frames.map(|f| f.map(Frame::data)))));
+    http::Request::post("/lookaside.demo.v1.Echo/ClientStream")
+        .header(http::header::CONTENT_TYPE, "application/grpc")
+        .header(http::header::TE, "trailers")
+        .body(body)
+        .unwrap()
+}
+
+/// An empty message as it stands in a request.
+fn empty_message() -> Bytes {
+    Bytes::from_static(&[0; 5])
+}
+
+#[tokio::test]
+async fn a_call_outlives_the_channel_it_was_made_through() {
+    let backend = Backend::start().await;
+    let mut channel = fixed(&[&backend.address]).lazy().unwrap();
+    let call = tower::Service::call(&mut channel, request(stream::iter([Ok(empty_message())])));
+    drop(channel);
+    let response = tokio::time::timeout(SOON, call).await.expect("an answer").unwrap();
+    assert!(response.extensions().get::<crate::Picked>().is_some());
+    drop(response);
+    eventually("nothing open on the server", || backend.counts.open.load(SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn a_request_stream_that_panics_ends_its_call() {
+    let backend = Backend::start().await;
+    let (channel, mut client) = client(fixed(&[&backend.address]));
+    ready(&channel).await;
+    let later = stream::once(async {
+        tokio::task::yield_now().await;
+        panic!("this one is meant to be seen")
+    });
+    let call = client.client_stream(stream::iter([says(b"x"), says(b"y")]).chain(later));
+    let status = tokio::time::timeout(SOON, call).await.expect("an end").unwrap_err();
+    assert_eq!(status.code(), Code::Cancelled, "{status}");
+    idle(&channel).await;
+    eventually("nothing open on the server", || backend.counts.open.load(SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn a_request_stream_that_breaks_off_is_the_applications_own_failure() {
+    let (balancer, backend) = (Balancer::start().await.unwrap(), Backend::start().await);
+    balancer.set("echo", [&backend.address]);
+    let mut channel = Channel::connect(&format!("lookaside://{}/echo", balancer.address())).await.unwrap();
+    let frames = stream::iter([Ok(empty_message()), Err(Status::internal("mine"))]);
+    let status = tower::Service::call(&mut channel, request(frames)).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Internal, "mine"));
+    let told = |seen: &Seen| {
+        let sum = |f: fn(&v1::EndpointOutcomes) -> u64| seen.outcomes("echo").map(f).sum::<u64>();
+        [sum(|o| o.cancelled), sum(|o| o.endpoint)] == [1, 0]
+    };
+    assert!(balancer.wait_for(told, SOON).await, "{:?}", balancer.outcomes("echo"));
+}
+
+#[tokio::test]
+async fn what_is_untold_when_a_redirect_comes_is_told_before_leaving() {
+    let (first, second) = (Balancer::start().await.unwrap(), Balancer::start().await.unwrap());
+    let backend = Backend::start().await;
+    first.set_report_period(Duration::from_secs(60));
+    first.set("echo", [&backend.address]);
+    second.set("echo", [&backend.address]);
+    let channel = Channel::connect(&format!("lookaside://{}/echo", first.address())).await.unwrap();
+    let mut client = EchoClient::new(channel.clone());
+    // The period is heard with a heartbeat.
+    first.tick();
+    for _ in 0..7 {
+        client.unary(says(b"x")).await.unwrap();
+    }
+    first.redirect([second.address()], &[]);
+    eventually("at the second", || channel.snapshot().balancer == Some(second.address())).await;
+    let told = |seen: &Seen| seen.ok_calls("echo", &backend.address) == 7;
+    assert!(first.wait_for(told, SOON).await, "{:?}", first.outcomes("echo"));
+    assert_eq!(second.seen().ok_calls("echo", &backend.address), 0, "nothing is told twice");
+}
+
+#[test]
+fn a_channel_that_is_dropped_leaves_no_task_behind() {
+    let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let clients = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (balancer, backend, hanging) = servers.block_on(async {
+        let balancer = Balancer::start().await.unwrap();
+        (balancer, Backend::start().await, Raw::start(Manner::Hang).await)
+    });
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    balancer.set("echo", [&backend.address, &hanging.address, &nobody]);
+    clients.block_on(async {
+        let channel = Channel::connect(&format!("lookaside://{}/echo", balancer.address())).await.unwrap();
+        let mut client = EchoClient::new(channel.clone());
+        for _ in 0..20 {
+            let _ = tokio::time::timeout(Duration::from_millis(5), client.unary(says(b"x"))).await;
+        }
+        let uploads = futures_util::future::join_all((0..5).map(|_| {
+            let (mut client, endless) = (client.clone(), stream::iter((0..).map(|_| says(&[0; 60_000]))));
+            async move { tokio::time::timeout(Duration::from_millis(50), client.both_stream(endless)).await }
+        }));
+        let responses = uploads.await;
+        drop((channel, client, responses));
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        eventually("no task left", || tasks() == 0).await;
+    });
+    drop(clients);
+    servers.shutdown_background();
+}
