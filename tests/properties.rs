@@ -5,11 +5,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use lookaside_core::{
+    config::{PolicyKind, ServiceConfig},
     event::{Action, Backend, CheckOutcome, Event, LoadReport, Outcomes, Override, Scope},
     explain::{Verdict, explain},
     model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, ServiceName, SourceId, Timestamp},
     policy::{ListMode, assign},
-    snapshot::{Mode, PolicyKind, ServiceConfig, ServiceSnapshot, Snapshot, State, Status},
+    snapshot::{Mode, ServiceSnapshot, Snapshot, State, Status},
     table::Table,
 };
 use proptest::prelude::*;
@@ -89,7 +90,9 @@ impl World {
     }
 
     fn turn(&mut self) {
-        if let Some(snapshot) = self.table.publish(self.now) {
+        let published = self.table.publish(self.now);
+        assert!(self.table.broken().is_empty(), "{:?}", self.table.broken());
+        if let Some(snapshot) = published {
             assert!(snapshot.version > self.snapshot.version, "versions must grow");
             self.snapshot = (*snapshot).clone();
         }

@@ -6,11 +6,12 @@
 use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, time::Duration};
 
 use lookaside_core::{
+    config::{PolicyKind, ServiceConfig},
     event::{Action, Backend, CheckOutcome, Event, LoadReport, Outcomes, Override, Scope},
     explain::explain,
     model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, ServiceName, SourceId, Timestamp},
     policy::assign,
-    snapshot::{PolicyKind, ServiceConfig, ServiceSnapshot, Snapshot},
+    snapshot::{ServiceSnapshot, Snapshot},
     table::Table,
 };
 

@@ -42,7 +42,19 @@ pub enum Error {
     NoRuntime,
 }
 
-/// An error and all that caused it, on one line, saying nothing twice.
+/// Words that come from a peer are cut here, bytes: they end up in error messages, and those in the headers of a gateway.
+const WORDS_BYTES_MAX: usize = 500;
+
+/// The words of a peer, as many as fit into an error message.
+pub(crate) fn cut(mut words: String) -> String {
+    if words.len() > WORDS_BYTES_MAX {
+        let end = (0..=WORDS_BYTES_MAX).rev().find(|end| words.is_char_boundary(*end));
+        words.truncate(end.unwrap_or(0));
+    }
+    words
+}
+
+/// An error and all that caused it, on one line, saying nothing twice. A peer may have a say in it, so it is cut.
 pub(crate) fn flatten(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -53,7 +65,7 @@ pub(crate) fn flatten(error: &(dyn std::error::Error + 'static)) -> String {
         }
         cause = inner.source();
     }
-    text
+    cut(text)
 }
 
 #[cfg(test)]
@@ -63,6 +75,13 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("outer")]
     struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn the_words_of_a_peer_are_cut_between_letters() {
+        assert_eq!(cut("short".to_owned()), "short");
+        let long = cut("ä".repeat(WORDS_BYTES_MAX) + "x");
+        assert!(long.len() <= WORDS_BYTES_MAX && long.chars().all(|c| c == 'ä'));
+    }
 
     #[test]
     fn every_cause_is_named_once() {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use lookaside_proto::v1;
 
 use crate::{
+    error::cut,
     picker::Policy,
     snapshot::{Mode, Version},
     target,
@@ -17,8 +18,6 @@ pub(crate) const ENDPOINTS_MAX: usize = 10_000;
 pub(crate) const WEIGHT_MAX: u32 = 100_000_000;
 /// A list with a worse tier is refused.
 pub(crate) const PRIORITY_MAX: u32 = 1_000;
-/// A balancer's words are cut here, bytes: they end up in error messages.
-const WORDS_BYTES_MAX: usize = 500;
 
 /// One endpoint of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,15 +162,6 @@ impl List {
     }
 }
 
-/// The words of a balancer, as many as fit into an error message.
-pub(crate) fn cut(mut words: String) -> String {
-    if words.len() > WORDS_BYTES_MAX {
-        let end = (0..=WORDS_BYTES_MAX).rev().find(|end| words.is_char_boundary(*end));
-        words.truncate(end.unwrap_or(0));
-    }
-    words
-}
-
 pub(crate) fn version(wire: v1::Version) -> Version {
     Version { epoch: wire.epoch, sequence: wire.sequence }
 }
@@ -264,13 +254,6 @@ mod tests {
         }
         assert_eq!(held.endpoints.len(), ENDPOINTS_MAX);
         assert_eq!(held.endpoints[0].address, "h20000:1", "those named last come first");
-    }
-
-    #[test]
-    fn the_words_of_a_balancer_are_cut_between_letters() {
-        assert_eq!(cut("short".to_owned()), "short");
-        let long = cut("ä".repeat(WORDS_BYTES_MAX) + "x");
-        assert!(long.len() <= WORDS_BYTES_MAX && long.chars().all(|c| c == 'ä'));
     }
 
     #[test]

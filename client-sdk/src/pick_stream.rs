@@ -18,7 +18,7 @@ use tonic::transport;
 
 use crate::{
     backoff::Backoff,
-    error::flatten,
+    error::{cut, flatten},
     list::{self, List},
     picker::Rng,
     pool::Pool,
@@ -231,7 +231,7 @@ impl Session<'_> {
             pick_response::Kind::List(list) if list.service == self.pool.service => self.take_list(list),
             pick_response::Kind::Tick(tick) if tick.service == self.pool.service => self.take_tick(&tick),
             pick_response::Kind::ServiceError(error) if error.service == self.pool.service => {
-                let trouble = list::cut(format!("{} says {}: {}", self.balancer, error.reason, error.message));
+                let trouble = cut(format!("{} says {}: {}", self.balancer, error.reason, error.message));
                 tracing::info!(service = error.service, trouble, "no list");
                 self.useful = true;
                 self.pool.change_view(|view| view.trouble = trouble);
@@ -242,7 +242,7 @@ impl Session<'_> {
                 if !ours {
                     return None;
                 }
-                let _ = self.report();
+                // What is untold is told there: a stream that ends here would take it along unread.
                 Some(End::Redirected(redirect.balancers))
             }
             // Other services' messages, and what this picker has no use for.
@@ -259,7 +259,7 @@ impl Session<'_> {
         let list = match List::parse(wire) {
             Ok(list) => list,
             Err(refused) => {
-                let refused = list::cut(refused);
+                let refused = cut(refused);
                 tracing::warn!(service = self.pool.service, balancer = self.balancer, refused, "list refused");
                 return self.acknowledge(version, refused);
             }
@@ -332,6 +332,6 @@ fn to_wire(version: crate::Version) -> lookaside_proto::v1::Version {
 fn in_words(status: &tonic::Status) -> String {
     match status.message() {
         "" => format!("{:?}", status.code()),
-        message => list::cut(format!("{:?}: {message}", status.code())),
+        message => cut(format!("{:?}: {message}", status.code())),
     }
 }

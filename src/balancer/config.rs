@@ -10,8 +10,8 @@ use std::{
 };
 
 use lookaside_core::{
+    config::ServiceConfig,
     model::{EndpointSpec, Instance, ServiceName},
-    snapshot::ServiceConfig,
 };
 
 mod file;
@@ -104,8 +104,6 @@ pub struct Listen {
 pub struct Node {
     /// Unique among the replicas; signs overrides.
     pub id: String,
-    /// Where it runs, region/zone; empty when unknown.
-    pub zone: String,
 }
 
 /// A service known from the start.
@@ -162,7 +160,7 @@ impl Default for Listen {
 
 impl Default for Node {
     fn default() -> Self {
-        Self { id: host_name().unwrap_or_else(|| "lookaside".to_owned()), zone: String::new() }
+        Self { id: host_name().unwrap_or_else(|| "lookaside".to_owned()) }
     }
 }
 

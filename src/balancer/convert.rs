@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use lookaside_core::{
+    config::PolicyKind,
     event::{Action, Override, Scope},
     limits::WEIGHT_MAX,
     model::{self, Address, EndpointSpec, Locality, ServiceName, Timestamp, printable},
     policy::{Assigned, Assignment, ListMode},
-    snapshot::{Code, Mode, PolicyKind, Reason, State},
+    snapshot::{Code, Mode, Reason, State},
     table::Refusal,
 };
 use lookaside_proto::v1;

@@ -3,16 +3,18 @@
 //! wait for anybody: a slow disk or reader is not its business, and what it is asked it answers within a turn.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use lookaside_core::{
+    config::ServiceConfig,
     decision::{self, Decision},
     event::{Backend, Event, LoadReport, Outcomes, Override},
     model::{Address, ClientId, ServiceName, Timestamp, Version},
-    snapshot::{ServiceConfig, Snapshot},
-    table::{Effect, Refusal, Table},
+    snapshot::Snapshot,
+    table::{Effect, Invariant, Refusal, Table},
 };
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
@@ -99,6 +101,7 @@ pub(crate) fn start(start: Start, stop: CancellationToken) -> (Handle, JoinHandl
     let driver = Driver {
         saved: to_save(&table, clock.now()),
         spoken: false,
+        broken: BTreeMap::new(),
         table,
         intake: Arc::clone(&handle.intake),
         decisions: Arc::clone(&handle.decisions),
@@ -201,6 +204,8 @@ struct Driver {
     saved: Vec<Override>,
     /// Whether a word was heard in this turn.
     spoken: bool,
+    /// Broken promises that were told of.
+    broken: BTreeMap<ServiceName, Invariant>,
     intake: Arc<Intake>,
     decisions: Arc<Decisions>,
     store: Option<Store>,
@@ -249,6 +254,7 @@ impl Driver {
         if let Some(snapshot) = self.table.publish(now) {
             self.publish(snapshot);
         }
+        self.tell_broken();
         self.save(now);
         self.answer(taken);
     }
@@ -309,6 +315,20 @@ impl Driver {
             }
         }
         self.publisher.send_replace(snapshot);
+    }
+
+    /// Once per change, as every log.
+    fn tell_broken(&mut self) {
+        if *self.table.broken() == self.broken {
+            return;
+        }
+        for (service, broken) in self.table.broken() {
+            if self.broken.get(service) != Some(broken) {
+                metrics::counter!(telemetry::INVARIANTS_BROKEN_TOTAL).increment(1);
+                tracing::error!(%service, %broken, "a snapshot is held back, the last good one stays");
+            }
+        }
+        self.broken.clone_from(self.table.broken());
     }
 
     /// Words that end need no saving: the file says when they do.

@@ -126,3 +126,7 @@ pub(crate) const PROBE_LOOK_PERIOD: Duration = Duration::from_millis(20);
 
 /// Between two words of one Watch that are passed on; of those in between the newest counts.
 pub(crate) const WATCH_PERIOD_MIN: Duration = Duration::from_millis(100);
+
+/// Services with a label of their own in metrics, over the life of the process; further ones are counted together as
+/// `other`, since a label once used is kept for ever.
+pub(crate) const SERVICE_LABELS_MAX: usize = 1_000;

@@ -242,7 +242,7 @@ fn numbers(driver: &Handle, clients: &Clients) -> Numbers {
     let mut streams: BTreeMap<String, (f64, f64)> = BTreeMap::new();
     // Names that nobody knows are not labels: anybody could ask for any number of them.
     for view in clients.views().into_iter().filter(|view| snapshot.services.contains_key(&view.service)) {
-        let (open, unsynced) = streams.entry(view.service.to_string()).or_default();
+        let (open, unsynced) = streams.entry(telemetry::service_label(&view.service)).or_default();
         *open += 1.0;
         *unsynced += f64::from(view.standing.is_bad());
     }

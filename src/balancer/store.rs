@@ -70,7 +70,12 @@ struct Pending {
 pub(crate) fn load(data_dir: &Path, now_unix_ms: u64) -> Result<Vec<Override>, Error> {
     let path = data_dir.join(FILE);
     let name = path.display().to_string();
-    let unreadable = |e: io::Error| Error::Unreadable { path: name.clone(), reason: e.to_string() };
+    // Kept aside whatever is wrong with it: the next save would overwrite what a person may want to look at.
+    let aside = || drop(fs::rename(&path, path.with_extension("json.bad")));
+    let unreadable = |e: io::Error| {
+        aside();
+        Error::Unreadable { path: name.clone(), reason: e.to_string() }
+    };
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -79,8 +84,7 @@ pub(crate) fn load(data_dir: &Path, now_unix_ms: u64) -> Result<Vec<Override>, E
     let mut text = String::new();
     let read = file.take(OVERRIDES_FILE_BYTES_MAX).read_to_string(&mut text);
     let malformed = |reason: String| {
-        // Kept aside: the next save would overwrite what a person may want to look at.
-        let _ = fs::rename(&path, path.with_extension("json.bad"));
+        aside();
         Error::Malformed { path: name.clone(), reason }
     };
     match read {

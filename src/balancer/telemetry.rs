@@ -2,10 +2,14 @@
 //! endpoint or a client, since those come and go without bound. What a snapshot can tell is read from it when the page
 //! is asked for, and kept nowhere else.
 
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
+use dashmap::DashSet;
+use lookaside_core::model::ServiceName;
 use metrics::Unit;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::limits::SERVICE_LABELS_MAX;
 
 pub(crate) mod gauges;
 pub(crate) mod page;
@@ -56,6 +60,7 @@ declare! {
     CLIENT_CALLS_TOTAL Counter Count "lookaside_client_calls_total" "Calls as clients told of them, by service and outcome (ok, caller, cancelled, overload, endpoint, deadline, connect_failed)";
     ADMIN_ACTIONS_TOTAL Counter Count "lookaside_admin_actions_total" "Overrides asked for, by action and result (done, previewed, refused)";
     EVENTS_REFUSED_TOTAL Counter Count "lookaside_events_refused_total" "Facts that the table did not take";
+    INVARIANTS_BROKEN_TOTAL Counter Count "lookaside_invariants_broken_total" "Services whose last good snapshot was kept since the next one would have broken a promise: a mistake in the balancer";
     HEALTH_CHECKS_TOTAL Counter Count "lookaside_health_checks_total" "Checks of endpoints that came to an end, by result";
     HEALTH_CHECK_DURATION_SECONDS Histogram Seconds "lookaside_health_check_duration_seconds" "Time that checks of endpoints took";
     INTAKE_DROPPED_TOTAL Counter Count "lookaside_intake_dropped_total" "Reports or outcomes (kind) dropped because the intake was full";
@@ -69,6 +74,20 @@ declare! {
 /// From 100 us, below which nothing here matters, to 10 s, above which everything is lost.
 const BUCKETS_SECONDS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// The label of a service. Peers name services, so that there is a limit to names: [`SERVICE_LABELS_MAX`].
+pub(crate) fn service_label(service: &ServiceName) -> String {
+    static LABELS: LazyLock<DashSet<ServiceName>> = LazyLock::new(DashSet::new);
+    label_of(service, &LABELS, SERVICE_LABELS_MAX)
+}
+
+/// A few labels too many when several services come at once do no harm.
+fn label_of(service: &ServiceName, labels: &DashSet<ServiceName>, max: usize) -> String {
+    if labels.contains(service) || (labels.len() < max && labels.insert(service.clone())) {
+        return service.to_string();
+    }
+    "other".to_owned()
+}
 
 /// Starts counting. There is one recorder in a process, so several balancers in one process share their counters. When
 /// the process has a recorder of its own already, that one gets the numbers and our page stays empty.
@@ -99,6 +118,13 @@ pub(crate) fn install() -> PrometheusHandle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn past_the_limit_new_services_share_a_label_and_old_ones_keep_theirs() {
+        let labels = DashSet::new();
+        let label = |name: &str| label_of(&ServiceName::parse(name).unwrap(), &labels, 2);
+        assert_eq!(["a", "b", "c", "a", "c"].map(label), ["a", "b", "other", "a", "other"]);
+    }
 
     #[test]
     fn names_say_what_they_are() {

@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use lookaside_core::{
+    config::ServiceConfig,
     event::{CheckOutcome, Event},
     model::{Address, EndpointSpec, ServiceName, SourceId},
-    snapshot::{ServiceConfig, Snapshot},
+    snapshot::Snapshot,
 };
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;

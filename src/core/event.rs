@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::{
+    config::ServiceConfig,
     model::{Address, ClientId, EndpointSpec, Locality, ServiceName, SourceId},
-    snapshot::ServiceConfig,
 };
 
 /// A fact.

@@ -15,7 +15,7 @@ pub const NAME_BYTES_MAX: usize = 253;
 /// A longer text from outside (reasons of overrides, details of checks) is cut here.
 pub const TEXT_BYTES_MAX: usize = 256;
 
-/// A larger weight is refused: sums of weights must stay far from overflow in any client.
+/// A larger weight is refused, and what a list gives is cut here: sums of weights must stay far from overflow in any client.
 pub const WEIGHT_MAX: u32 = 10_000;
 
 /// A larger failover tier is refused.

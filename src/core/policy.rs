@@ -3,9 +3,10 @@
 //! came about.
 
 use crate::{
+    config::PolicyKind,
     hash::Hasher,
     model::{Cohort, EndpointSpec, ServiceName, Version},
-    snapshot::{Code, EndpointSnapshot, Mode, PolicyKind, ServiceSnapshot, State},
+    snapshot::{Code, EndpointSnapshot, Mode, ServiceSnapshot, State},
 };
 
 mod order;

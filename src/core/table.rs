@@ -8,14 +8,16 @@ use std::{
 };
 
 use crate::{
+    config::ServiceConfig,
     event::{Backend, Event, Override},
     limits::SERVICES_MAX,
     model::{Address, ServiceName, SourceId, Timestamp, Version},
-    snapshot::{Mode, ServiceConfig, ServiceSnapshot, Snapshot, SourceSnapshot, State},
+    snapshot::{Mode, ServiceSnapshot, Snapshot, SourceSnapshot, State},
 };
 
 mod endpoint;
 mod health;
+mod invariant;
 mod judge;
 mod load;
 mod refusal;
@@ -23,6 +25,7 @@ mod service;
 mod view;
 mod words;
 
+pub use invariant::Invariant;
 pub use refusal::Refusal;
 use service::Service;
 use view::Light;
@@ -63,6 +66,8 @@ pub struct Table {
     sources: BTreeMap<SourceId, SourceSnapshot>,
     changed: bool,
     published: Arc<Snapshot>,
+    /// Services whose snapshot is held back, and why.
+    broken: BTreeMap<ServiceName, Invariant>,
 }
 
 impl Table {
@@ -80,6 +85,7 @@ impl Table {
             sources: BTreeMap::new(),
             changed: true,
             published: Arc::default(),
+            broken: BTreeMap::new(),
         }
     }
 
@@ -174,6 +180,11 @@ impl Table {
             service.advance(words, now);
             let light = Light { words, sources: &self.sources, version, now };
             let after = view::view(service, &light);
+            if let Err(broken) = invariant::succeeds(service.snapshot.as_deref(), &after) {
+                self.broken.insert(name.clone(), broken);
+                continue;
+            }
+            self.broken.remove(name);
             if service.snapshot.as_deref() != Some(&after) {
                 let after = Arc::new(after);
                 service.snapshot = Some(Arc::clone(&after));
@@ -190,6 +201,12 @@ impl Table {
         let sources = self.sources.clone();
         self.published = Arc::new(Snapshot { version, at: now, services, sources, settled_at: self.settled_at });
         Some(Arc::clone(&self.published))
+    }
+
+    /// Services whose last good snapshot stays since the next one would break a promise: mistakes of this crate, to be
+    /// counted and logged. Empty while all is well.
+    pub fn broken(&self) -> &BTreeMap<ServiceName, Invariant> {
+        &self.broken
     }
 
     /// What an override would do, without doing it.
@@ -254,6 +271,7 @@ impl Table {
         self.services.retain(|name, service| {
             let keep = service.configured || !service.endpoints.is_empty() || !service.answered.is_empty();
             if !keep {
+                self.broken.remove(name);
                 services.remove(name);
             }
             keep

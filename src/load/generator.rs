@@ -153,7 +153,8 @@ impl Run {
 
     /// How it goes so far.
     pub fn progress(&self) -> Progress {
-        let in_flight = self.shared.config.in_flight_max - self.shared.room.available_permits();
+        // Each call in flight holds the room. Its permits do not tell: whoever waits for the end takes the free ones.
+        let in_flight = Arc::strong_count(&self.shared.room) - 1;
         self.shared.tally().progress(self.shared.started.elapsed(), in_flight)
     }
 

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use lookaside_core::{
+    config::ServiceConfig,
     model::{Address, Cohort, Locality, ServiceName, Timestamp},
     policy,
-    snapshot::{EndpointSnapshot, ServiceConfig, ServiceSnapshot, Snapshot},
+    snapshot::{EndpointSnapshot, ServiceSnapshot, Snapshot},
 };
 use lookaside_proto::v1;
 

@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use lookaside_core::{
+    config::{PolicyKind, ServiceConfig},
     limits::{ENDPOINTS_PER_SERVICE_MAX, PRIORITY_MAX, SERVICES_MAX, WEIGHT_MAX},
     model::{self, Address, EndpointSpec, Instance, Locality, ServiceName},
-    snapshot::{PolicyKind, ServiceConfig},
 };
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
@@ -48,7 +48,6 @@ struct ListenForm {
 #[serde(default, deny_unknown_fields)]
 struct NodeForm {
     id: Maybe<String>,
-    zone: Maybe<String>,
 }
 
 /// Both a service and the defaults of all; only a service has a name and endpoints.
@@ -218,11 +217,6 @@ impl NodeForm {
                 Ok(_) => node.id.clone_from(&id.value),
                 Err(_) => problems.add(id.referenced, "node.id is at most 253 bytes without white space"),
             }
-        }
-        if let Some(zone) = &self.zone
-            && problems.parsed(zone.referenced, Locality::parse(&zone.value)).is_some()
-        {
-            node.zone.clone_from(&zone.value);
         }
         node
     }

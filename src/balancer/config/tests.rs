@@ -1,4 +1,4 @@
-use lookaside_core::{model::Address, snapshot::PolicyKind};
+use lookaside_core::{config::PolicyKind, model::Address};
 
 use super::*;
 

@@ -68,8 +68,8 @@ pub(crate) struct Counters {
 impl Counters {
     fn of(service: &ServiceName) -> Self {
         Self {
-            lists: metrics::counter!(telemetry::PICK_UPDATES_TOTAL, "service" => service.to_string()),
-            ticks: metrics::counter!(telemetry::PICK_HEARTBEATS_TOTAL, "service" => service.to_string()),
+            lists: metrics::counter!(telemetry::PICK_UPDATES_TOTAL, "service" => telemetry::service_label(service)),
+            ticks: metrics::counter!(telemetry::PICK_HEARTBEATS_TOTAL, "service" => telemetry::service_label(service)),
         }
     }
 }
@@ -210,7 +210,7 @@ impl Entry {
         }
         let began = Instant::now();
         let assignment = policy::assign(service, cohort);
-        metrics::counter!(telemetry::DECISIONS_TOTAL, "service" => name.to_string()).increment(1);
+        metrics::counter!(telemetry::DECISIONS_TOTAL, "service" => telemetry::service_label(name)).increment(1);
         let current = Arc::clone(&self.answer.borrow());
         let list = match &*current {
             Answer::List(held) if held.list.assignment.digest == assignment.digest => {
@@ -279,10 +279,10 @@ fn differ_in_loads_alone(before: &Assignment, after: &Assignment) -> bool {
 #[cfg(test)]
 mod tests {
     use lookaside_core::{
+        config::PolicyKind,
         event::{Backend, Event, LoadReport},
         model::Locality,
         policy::ListMode,
-        snapshot::PolicyKind,
     };
 
     use super::*;

@@ -5,8 +5,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use lookaside_core::{
+    config::HealthConfig,
     model::{Address, ServiceName},
-    snapshot::{HealthConfig, ServiceSnapshot, Snapshot},
+    snapshot::{ServiceSnapshot, Snapshot},
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};

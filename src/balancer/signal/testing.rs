@@ -10,8 +10,9 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use lookaside_core::{
+    config::ServiceConfig,
     model::{Address, ServiceName},
-    snapshot::{EndpointSnapshot, ServiceConfig, Snapshot},
+    snapshot::{EndpointSnapshot, Snapshot},
 };
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};

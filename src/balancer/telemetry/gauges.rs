@@ -9,7 +9,7 @@ use lookaside_core::{
 
 use super::{
     DISCOVERY_LAST_ANSWER_AGE_SECONDS, DISCOVERY_UP, ENDPOINTS, ENDPOINTS_EXCLUDED, REPORT_OLDEST_AGE_SECONDS,
-    SERVICE_LIST_MODE, SERVICE_SETTLING,
+    SERVICE_LIST_MODE, SERVICE_SETTLING, service_label,
 };
 
 /// A metric and its labels.
@@ -53,25 +53,30 @@ pub(crate) fn of(snapshot: &Snapshot, now: Timestamp) -> Numbers {
     numbers
 }
 
+/// Services that share a label add up.
 fn of_service(service: &ServiceSnapshot, now: Timestamp, numbers: &mut Numbers) {
-    let label = ("service", service.name.to_string());
+    let label = ("service", service_label(&service.name));
+    let mut add = |name, further: Option<(&'static str, &str)>, number: f64| {
+        let further = further.map(|(label, value)| (label, value.to_owned()));
+        let labels = std::iter::once(label.clone()).chain(further).collect();
+        *numbers.entry((name, labels)).or_default() += number;
+    };
     let states = [State::Eligible, State::Restored, State::Excluded, State::Draining, State::Disabled, State::Pending];
     for state in states {
         let count = service.endpoints.iter().filter(|e| e.state == state).count();
-        numbers.insert((ENDPOINTS, vec![label.clone(), ("state", state.name().to_owned())]), count as f64);
+        add(ENDPOINTS, Some(("state", state.name())), count as f64);
     }
     for endpoint in service.endpoints.iter().filter(|e| !e.state.is_offered()) {
         let reason = endpoint.reasons.first().map_or("NONE", |reason| reason.code.name());
-        let key = (ENDPOINTS_EXCLUDED, vec![label.clone(), ("reason", reason.to_owned())]);
-        *numbers.entry(key).or_default() += 1.0;
+        add(ENDPOINTS_EXCLUDED, Some(("reason", reason)), 1.0);
     }
     for mode in [Mode::Normal, Mode::Panic, Mode::LastGood, Mode::Empty] {
-        let labels = vec![label.clone(), ("mode", mode.name().to_owned())];
-        numbers.insert((SERVICE_LIST_MODE, labels), f64::from(service.mode == mode));
+        add(SERVICE_LIST_MODE, Some(("mode", mode.name())), f64::from(service.mode == mode));
     }
-    numbers.insert((SERVICE_SETTLING, vec![label.clone()]), f64::from(service.settling));
+    add(SERVICE_SETTLING, None, f64::from(service.settling));
     let reported = service.endpoints.iter().filter_map(|e| e.lease.as_ref()?.reported_at);
     if let Some(oldest) = reported.min() {
-        numbers.insert((REPORT_OLDEST_AGE_SECONDS, vec![label]), now.since(oldest).as_secs_f64());
+        let age = numbers.entry((REPORT_OLDEST_AGE_SECONDS, vec![label])).or_default();
+        *age = age.max(now.since(oldest).as_secs_f64());
     }
 }

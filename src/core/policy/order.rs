@@ -3,10 +3,7 @@
 
 use std::cmp::Reverse;
 
-use crate::{
-    model::Cohort,
-    snapshot::{EndpointSnapshot, PolicyKind},
-};
+use crate::{config::PolicyKind, model::Cohort, snapshot::EndpointSnapshot};
 
 /// Sorts a tier as its policy prefers. Equals stand differently in each cohort, so that no endpoint is everybody's first.
 pub(super) fn sort(policy: PolicyKind, tier: &mut [&EndpointSnapshot], cohort: &Cohort) {

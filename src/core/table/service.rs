@@ -14,10 +14,11 @@ use super::{
     words::Words,
 };
 use crate::{
+    config::{PolicyKind, ServiceConfig},
     event::{Backend, CheckOutcome, LoadReport, Outcomes},
     limits::ENDPOINTS_PER_SERVICE_MAX,
     model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp},
-    snapshot::{PolicyKind, ServiceConfig, ServiceSnapshot},
+    snapshot::ServiceSnapshot,
 };
 
 /// How long a source must say that a service is empty before its last endpoints go.

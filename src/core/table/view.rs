@@ -9,6 +9,7 @@ use super::{
     words::{Effective, Words},
 };
 use crate::{
+    limits::WEIGHT_MAX,
     model::{SourceId, Timestamp, Version},
     snapshot::{Code, EndpointSnapshot, LeaseSnapshot, Mode, Reason, ServiceSnapshot, SourceSnapshot, State},
 };
@@ -118,13 +119,14 @@ impl<'a> Face<'a> {
     }
 }
 
-/// Weight of the spec, times operator's percent, slow start and throughput; at least 1, unless an operator said 0.
+/// Weight of the spec, times operator's percent, slow start and throughput; at least 1, unless an operator said
+/// 0, and at most what sums in any client bear.
 fn weight(endpoint: &Endpoint, percent: u32, share_permille: u64) -> u32 {
     let weight =
         u64::from(endpoint.spec.weight) * u64::from(percent) * share_permille * u64::from(endpoint.throughput_permille)
             / (100 * 1000 * 1000);
     let least = u64::from(percent > 0);
-    u32::try_from(weight.max(least)).unwrap_or(u32::MAX)
+    weight.clamp(least, u64::from(WEIGHT_MAX)) as u32
 }
 
 fn sources(endpoint: &Endpoint) -> Vec<SourceId> {

@@ -77,6 +77,28 @@ async fn every_call_that_was_due_is_accounted_for_once() {
 }
 
 #[tokio::test]
+async fn calls_in_flight_are_told_while_the_last_ones_end() {
+    let fleet = Fleet::start(1, Duration::from_millis(1)).await;
+    let config = Config {
+        rate_per_s: 100.0,
+        duration: Some(Duration::from_millis(95)),
+        answer_delay: Duration::from_secs(1),
+        ..fleet.config()
+    };
+    let run = timeout(SOON, Run::start(config)).await.unwrap().unwrap();
+    let mut most = 0;
+    let watch = async {
+        while run.progress().calls == 0 {
+            most = most.max(run.progress().in_flight);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, watch).await.unwrap();
+    assert_eq!(most, 10, "not all that might be");
+    assert_eq!(timeout(SOON, run.finished()).await.unwrap().failed, 0);
+}
+
+#[tokio::test]
 async fn slow_answers_do_not_slow_the_start_of_calls() {
     let fleet = Fleet::start(1, Duration::from_secs(60)).await;
     let config = Config { deadline: Duration::from_millis(300), rate_per_s: 50.0, ..fleet.config() };

@@ -161,6 +161,8 @@ pub(super) enum Manner {
     GoAway,
     /// Closes the connection.
     Close,
+    /// GOAWAY that counts the call among those it will process, and then closes the connection.
+    AdmitAndClose,
 }
 
 /// A server that speaks just enough HTTP/2 to misbehave.
@@ -217,6 +219,13 @@ async fn misbehave(mut socket: TcpStream, manner: Manner, calls: Arc<AtomicUsize
                 socket.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).await?;
             }
             Manner::Close => return Ok(()),
+            Manner::AdmitAndClose => {
+                let mut frame = vec![0, 0, 8, 7, 0, 0, 0, 0, 0];
+                frame.extend(stream);
+                frame.extend(0u32.to_be_bytes());
+                socket.write_all(&frame).await?;
+                return socket.shutdown().await;
+            }
         }
     }
 }

@@ -282,7 +282,8 @@ impl PickStream {
         let words = printable(&ack.refused);
         tracing::warn!(client = %self.client, %service, words, "a client refused a list");
         if self.session.refused(&service, version, words) {
-            metrics::counter!(telemetry::PICK_NACKS_TOTAL, "service" => service.to_string()).increment(1);
+            metrics::counter!(telemetry::PICK_NACKS_TOTAL, "service" => telemetry::service_label(&service))
+                .increment(1);
         } else {
             count("ACK_UNKNOWN");
         }
@@ -328,7 +329,7 @@ impl PickStream {
             }
         }
         for (outcome, count) in sums.iter().filter(|(_, count)| **count > 0) {
-            let labels = [("service", service.to_string()), ("outcome", (*outcome).to_owned())];
+            let labels = [("service", telemetry::service_label(service)), ("outcome", (*outcome).to_owned())];
             metrics::counter!(telemetry::CLIENT_CALLS_TOTAL, &labels).increment(*count);
         }
         let calls = sums.values().sum();

@@ -1,9 +1,9 @@
 use std::{net::SocketAddr, time::Duration};
 
 use lookaside_core::{
+    config::ServiceConfig,
     event::{Action, CheckOutcome, Event, Override, Scope},
     model::{EndpointSpec, Timestamp},
-    snapshot::ServiceConfig,
 };
 use lookaside_proto::v1::{
     self, Ack, Hello, Outcomes, Reserve, Subscribe, Unsubscribe, balancer_client::BalancerClient,

@@ -10,9 +10,10 @@ use std::{
 };
 
 use lookaside_core::{
+    config::ServiceConfig,
     event::Event,
     model::{EndpointSpec, SourceId},
-    snapshot::{Code, ServiceConfig},
+    snapshot::Code,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

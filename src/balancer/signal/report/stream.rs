@@ -3,8 +3,9 @@
 use std::{future, mem::discriminant, sync::Arc, time::Duration};
 
 use lookaside_core::{
+    config::ServiceConfig,
     event::{Event, Override},
-    snapshot::{ServiceConfig, Snapshot},
+    snapshot::Snapshot,
 };
 use lookaside_proto::v1;
 use tokio::{

@@ -4,9 +4,10 @@ use std::{
 };
 
 use lookaside_core::{
+    config::ServiceConfig,
     event::{Action, Override, Scope},
     model::Address,
-    snapshot::{EndpointSnapshot, ServiceConfig, State},
+    snapshot::{EndpointSnapshot, State},
 };
 use lookaside_proto::v1::reporter_client::ReporterClient;
 use tokio::sync::watch;

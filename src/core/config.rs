@@ -1,0 +1,110 @@
+//! How a service is to be balanced: values that the configuration gives, and their defaults. Where they come from is not
+//! known here.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How a service is balanced. The values of the default are the defaults of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceConfig {
+    /// How lists are ordered and weighted.
+    pub policy: PolicyKind,
+    /// How endpoints are checked.
+    pub health: HealthConfig,
+    /// Time between reports of a backend.
+    pub report_period: Duration,
+    /// How long a registration lasts without a report.
+    pub lease: Duration,
+    /// Below this share of usable endpoints health is ignored.
+    pub panic_threshold_percent: u32,
+    /// How long a new endpoint takes to its full share; zero for at once.
+    pub slow_start: Duration,
+    /// Which endpoints a client is to prefer by where they run.
+    pub locality: LocalityConfig,
+    /// The most endpoints one client gets to see; 0 for all.
+    pub subset_size: u32,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            policy: PolicyKind::LeastLoad,
+            health: HealthConfig::default(),
+            report_period: Duration::from_secs(1),
+            lease: Duration::from_secs(15),
+            panic_threshold_percent: 50,
+            slow_start: Duration::from_secs(30),
+            locality: LocalityConfig::default(),
+            subset_size: 100,
+        }
+    }
+}
+
+/// The policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicyKind {
+    /// Least loaded first; clients take two choices by weight.
+    LeastLoad,
+    /// Turns in proportion to measured capacity.
+    WeightedRoundRobin,
+    /// Equal turns.
+    RoundRobin,
+}
+
+impl PolicyKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::LeastLoad, Self::WeightedRoundRobin, Self::RoundRobin];
+
+    /// The word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LeastLoad => "least_load",
+            Self::WeightedRoundRobin => "weighted_round_robin",
+            Self::RoundRobin => "round_robin",
+        }
+    }
+}
+
+/// How endpoints are checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthConfig {
+    /// Time between checks of one endpoint.
+    pub interval: Duration,
+    /// How long a check may take.
+    pub deadline: Duration,
+    /// Failed checks in a row that take an endpoint out on their own evidence.
+    pub fall: u32,
+    /// Passed checks in a row that bring it back.
+    pub rise: u32,
+    /// Service to ask for in `grpc.health.v1`; empty for the server as a whole.
+    pub service: String,
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(5),
+            deadline: Duration::from_millis(500),
+            fall: 2,
+            rise: 2,
+            service: String::new(),
+        }
+    }
+}
+
+/// Which endpoints a client is to prefer by where they run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalityConfig {
+    /// Prefer those in the client's own zone (region and zone).
+    pub prefer_zone: bool,
+    /// A tier whose usable share falls below this gets help from the next one, of zones as of priorities.
+    pub failover_below_percent: u32,
+}
+
+impl Default for LocalityConfig {
+    fn default() -> Self {
+        Self { prefer_zone: false, failover_below_percent: 70 }
+    }
+}
