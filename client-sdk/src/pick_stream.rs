@@ -152,6 +152,7 @@ async fn session(pool: &Arc<Pool>, identity: &Identity, balancer: &str) -> End {
         Ok(Err(status)) => return lost(in_words(&status)),
         Err(_) => return lost(format!("no answer within {ANSWER_TIMEOUT:?}")),
     };
+    pool.drop_old_outcomes();
     pool.change_view(|view| view.connected(balancer.to_owned()));
     Session { pool, balancer, requests, period: REPORT_PERIOD, rng: pool.rng(), useful: false }.run(stream).await
 }

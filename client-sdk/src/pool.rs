@@ -29,6 +29,8 @@ use crate::{
     snapshot::ListSource,
 };
 
+/// Outcomes that nobody was told of for this long are no news: a balancer that comes back would take them for the present.
+const OUTCOMES_AGE_MAX: Duration = Duration::from_secs(10);
 /// Endpoints that left the list with something untold; beyond this the oldest words are lost.
 const DEPARTED_MAX: usize = 1_000;
 
@@ -52,7 +54,7 @@ pub(crate) struct Pool {
     alarm: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     members: Vec<Member>,
     /// Gone from the list, with outcomes untold.
@@ -60,6 +62,8 @@ struct State {
     view: View,
     next_id: u64,
     closed: bool,
+    /// When outcomes were last taken, to be told.
+    taken_at: Instant,
 }
 
 #[derive(Debug)]
@@ -73,16 +77,25 @@ impl Pool {
     pub(crate) fn new(service: String, client_id: String, connect_timeout: Duration, seed: u64) -> Arc<Self> {
         let fleet = Arc::new(Fleet::new(seed));
         let none = Picker::new(Default::default(), fleet.clone(), []);
+        let started = Instant::now();
+        let state = State {
+            members: Vec::new(),
+            departed: Vec::new(),
+            view: View::default(),
+            next_id: 0,
+            closed: false,
+            taken_at: started,
+        };
         Arc::new_cyclic(|me| Self {
             service,
             client_id,
             connect_timeout,
             me: me.clone(),
-            started: Instant::now(),
+            started,
             seed: AtomicU64::new(seed),
             fleet,
             picker: ArcSwap::from_pointee(none),
-            state: Mutex::default(),
+            state: Mutex::new(state),
             picker_made: watch::Sender::new(0),
             list_changed: watch::Sender::new(0),
             alarm: Notify::new(),
@@ -253,16 +266,15 @@ impl Pool {
         for stalled in self.picker.load().survey(now_us) {
             stalled.item.tally.suspect("calls stay unanswered while other endpoints answer".to_owned());
         }
+        self.state().take_outcomes()
+    }
+
+    /// A stream to a balancer begins: drops the outcomes that are too old to be told on it. What still goes wrong shows again.
+    pub(crate) fn drop_old_outcomes(&self) {
         let mut state = self.state();
-        let take = |e: &Arc<Endpoint>| e.tally.take(&e.address, e.incarnation, e.peer.in_flight());
-        let mut outcomes: Vec<EndpointOutcomes> = state.members.iter().filter_map(|m| take(&m.endpoint)).collect();
-        state.departed.retain(|e| {
-            // Looked at first: a call that ends in between is told of next time.
-            let is_in_use = e.peer.in_flight() > 0;
-            outcomes.extend(take(e));
-            is_in_use
-        });
-        outcomes
+        if state.taken_at.elapsed() > OUTCOMES_AGE_MAX {
+            drop(state.take_outcomes());
+        }
     }
 
     /// The channel is gone: no connection outlives the calls in flight.
@@ -277,5 +289,44 @@ impl Pool {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take_outcomes(&mut self) -> Vec<EndpointOutcomes> {
+        self.taken_at = Instant::now();
+        let take = |e: &Arc<Endpoint>| e.tally.take(&e.address, e.incarnation, e.peer.in_flight());
+        let mut outcomes: Vec<EndpointOutcomes> = self.members.iter().filter_map(|m| take(&m.endpoint)).collect();
+        self.departed.retain(|e| {
+            // Looked at first: a call that ends in between is told of next time.
+            let is_in_use = e.peer.in_flight() > 0;
+            outcomes.extend(take(e));
+            is_in_use
+        });
+        outcomes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::picker::Class;
+
+    #[tokio::test(start_paused = true)]
+    async fn outcomes_of_long_ago_are_not_told_as_news() {
+        let pool = Pool::new("s".into(), "c".into(), Duration::from_secs(1), 1);
+        pool.apply(List::plain(&["127.0.0.1:1".to_owned()]), ListSource::Static, None);
+        let endpoint = pool.state().members[0].endpoint.clone();
+        let told = || {
+            pool.drop_old_outcomes();
+            pool.take_outcomes().iter().map(|o| o.ok).sum::<u64>()
+        };
+        endpoint.tally.count(Class::Ok, 1);
+        tokio::time::advance(OUTCOMES_AGE_MAX / 2).await;
+        assert_eq!(told(), 1);
+        endpoint.tally.count(Class::Ok, 1);
+        tokio::time::advance(OUTCOMES_AGE_MAX * 2).await;
+        assert_eq!(told(), 0);
+        pool.close();
     }
 }

@@ -1,5 +1,5 @@
 //! Counts how the calls to one endpoint ended, until the pick stream carries the counts to the balancer. What could not be
-//! delivered stays, and goes with the next message.
+//! delivered stays, and goes with the next message, unless it is old by then.
 
 use std::sync::{
     Mutex, PoisonError,
