@@ -6,7 +6,7 @@
 //! lookaside endpoints greeter
 //! ```
 //!
-//! Ctrl-C drains it: clients move on first, then the server stops.
+//! Ctrl-C or SIGTERM drains it: clients move on first, then the server stops.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt as _};
 use lookaside_proto::demo::echo_server::{Echo, EchoServer};
 use lookaside_proto::demo::{EchoRequest, EchoResponse, ExecutionsRequest, ExecutionsResponse, StreamRequest};
-use lookaside_sdk::Reporter;
+use lookaside_sdk::{Reporter, asked_to_leave};
 use tokio::net::TcpListener;
 use tonic::transport::{Server, server::TcpIncoming};
 use tonic::{Request, Response, Status, Streaming};
@@ -80,12 +80,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let reporter = Reporter::builder("greeter").balancers([&balancer]).advertise(&address).start().await?;
     println!("serving on {address}, reporting to {balancer}");
 
-    let asked_to_leave = async {
-        // Without a signal handler there is no end but a kill.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
     let serving = Server::builder()
         .layer(reporter.layer())
         .add_service(reporter.health_service())
@@ -94,7 +88,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .add_service(EchoServer::new(EchoBackend { address }))
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
-            reporter.drained_on(asked_to_leave),
+            reporter.drained_on(asked_to_leave()),
         );
     tokio::select! {
         served = serving => served?,

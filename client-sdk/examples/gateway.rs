@@ -74,7 +74,7 @@ impl Echo for Gateway {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listen: SocketAddr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:50050".to_owned()).parse()?;
-    let upstream = EchoClient::new(Channel::from_env("echo")?);
+    let upstream = EchoClient::new(Channel::from_env("greeter")?);
     println!("listening on {listen}");
     Server::builder().add_service(EchoServer::new(Gateway { upstream })).serve(listen).await?;
     Ok(())

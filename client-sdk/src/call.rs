@@ -13,7 +13,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Request, Response, header, request, uri};
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::{Code, Status, body::Body};
 
 use crate::{
@@ -29,6 +29,9 @@ pub(crate) use verdict::{Verdict, of_error};
 
 /// Endpoints one call is sent to at most.
 const ATTEMPTS_MAX: u32 = 5;
+/// How long a call waits while every endpoint refuses connections: long enough for a new list or a restart that is nearly
+/// done, short enough for a caller to hear of an outage as such, not as a deadline.
+const PATIENCE: Duration = Duration::from_secs(1);
 const USER_AGENT: &str = concat!("lookaside-rust/", env!("CARGO_PKG_VERSION"));
 
 /// What every call of a channel needs.
@@ -135,6 +138,7 @@ async fn choose(
         return Ok(endpoint);
     }
     let mut pickers = pool.pickers();
+    let patience_over = Instant::now() + PATIENCE;
     loop {
         pickers.mark_unchanged();
         if let Some(endpoint) = pool.pick(tried) {
@@ -142,7 +146,7 @@ async fn choose(
         }
         let first_list_in = settings.first_list.saturating_sub(Duration::from_micros(pool.now_us()));
         let hope = match pool.has_list() {
-            true => pool.may_get_ready(),
+            true => pool.may_get_ready() && !(Instant::now() >= patience_over && pool.is_unreachable()),
             false => !first_list_in.is_zero() || settings.has_fallback,
         };
         if !hope {
@@ -150,7 +154,8 @@ async fn choose(
             return Err(with_story(status, story));
         }
         if pool.has_list() || settings.has_fallback {
-            let _ = pickers.changed().await;
+            let look_at = patience_over.max(Instant::now() + PATIENCE / 4);
+            let _ = timeout_at(look_at, pickers.changed()).await;
         } else {
             let _ = tokio::time::timeout(first_list_in, pickers.changed()).await;
         }
@@ -311,7 +316,7 @@ impl Expired {
 pub(crate) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
-    pub(crate) fn poll(&mut self, at: tokio::time::Instant, cx: &mut std::task::Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&mut self, at: Instant, cx: &mut std::task::Context<'_>) -> Poll<()> {
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(at)));
         if sleep.deadline() != at {
             sleep.as_mut().reset(at);

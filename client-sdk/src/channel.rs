@@ -78,7 +78,7 @@ impl Channel {
     /// When the variable is not understood, or outside of a tokio runtime.
     pub fn from_env(service: &str) -> Result<Self, Error> {
         let target = std::env::var(TARGET_VARIABLE).ok().filter(|t| !t.trim().is_empty());
-        let target = target::parse(target.as_deref().unwrap_or(TARGET_DEFAULT))?;
+        let target = target::parse(target.as_deref().unwrap_or(TARGET_DEFAULT))?.of_service(service)?;
         Builder::new(service.to_owned()).target(target).lazy()
     }
 

@@ -84,7 +84,7 @@ pub use why::{Picked, What, Why, picked, why};
 #[cfg(feature = "reporter")]
 pub mod reporter;
 #[cfg(feature = "reporter")]
-pub use reporter::Reporter;
+pub use reporter::{Reporter, asked_to_leave};
 
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -32,6 +32,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a word for this long a stream is dead, whatever the connection looks like.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// The same where the balancer knows no such service, and so has nothing to repeat: another one may know it.
+const SILENCE_UNKNOWN_MAX: Duration = Duration::from_secs(60);
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const RECONNECT_FIRST: Duration = Duration::from_millis(500);
 const RECONNECT_LONGEST: Duration = Duration::from_secs(5);
@@ -154,7 +156,17 @@ async fn session(pool: &Arc<Pool>, identity: &Identity, balancer: &str) -> End {
     };
     pool.drop_old_outcomes();
     pool.change_view(|view| view.connected(balancer.to_owned()));
-    Session { pool, balancer, requests, period: REPORT_PERIOD, rng: pool.rng(), useful: false }.run(stream).await
+    Session {
+        pool,
+        balancer,
+        requests,
+        period: REPORT_PERIOD,
+        rng: pool.rng(),
+        useful: false,
+        silence_max: SILENCE_UNKNOWN_MAX,
+    }
+    .run(stream)
+    .await
 }
 
 fn hello(pool: &Pool, identity: &Identity) -> Hello {
@@ -182,6 +194,7 @@ struct Session<'a> {
     period: Duration,
     rng: Rng,
     useful: bool,
+    silence_max: Duration,
 }
 
 impl Session<'_> {
@@ -205,8 +218,8 @@ impl Session<'_> {
                         Err(status) => return self.lost(in_words(&status)),
                     }
                 }
-                () = sleep_until(heard + SILENCE_MAX) => {
-                    return self.lost(format!("no word for {SILENCE_MAX:?}"));
+                () = sleep_until(heard + self.silence_max) => {
+                    return self.lost(format!("no word for {:?}", self.silence_max));
                 }
                 () = self.pool.alarmed() => {
                     report_at = report_at.min(reported + ALARM_INTERVAL_MIN).max(Instant::now());
@@ -235,6 +248,7 @@ impl Session<'_> {
                 let trouble = cut(format!("{} says {}: {}", self.balancer, error.reason, error.message));
                 tracing::info!(service = error.service, trouble, "no list");
                 self.useful = true;
+                self.silence_max = SILENCE_UNKNOWN_MAX;
                 self.pool.change_view(|view| view.trouble = trouble);
                 None
             }
@@ -256,6 +270,7 @@ impl Session<'_> {
     }
 
     fn take_list(&mut self, wire: lookaside_proto::v1::List) -> Option<End> {
+        self.silence_max = SILENCE_MAX;
         let version = wire.version;
         let list = match List::parse(wire) {
             Ok(list) => list,
@@ -277,6 +292,7 @@ impl Session<'_> {
 
     fn take_tick(&mut self, tick: &Tick) -> Option<End> {
         self.useful = true;
+        self.silence_max = SILENCE_MAX;
         if tick.report_period_ms > 0 {
             let period = Duration::from_millis(u64::from(tick.report_period_ms));
             self.period = period.clamp(REPORT_PERIOD_MIN, REPORT_PERIOD_MAX);

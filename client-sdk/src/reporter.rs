@@ -16,9 +16,7 @@
 //!     .add_service(reporter.orca_service())
 //!     .add_service(reporter.probe_service())
 //!     // .add_service(GreeterServer::new(greeter))
-//!     .serve_with_shutdown("0.0.0.0:50051".parse()?, reporter.drained_on(async {
-//!         tokio::signal::ctrl_c().await.ok();
-//!     }))
+//!     .serve_with_shutdown("0.0.0.0:50051".parse()?, reporter.drained_on(lookaside_sdk::asked_to_leave()))
 //!     .await?;
 //! # Ok(())
 //! # }
@@ -32,6 +30,7 @@ mod counters;
 mod cpu;
 mod drain;
 mod layer;
+mod leave;
 mod link;
 mod orca;
 mod overrides;
@@ -52,6 +51,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 pub use builder::{Builder, Error};
 pub use layer::{ReportBody, ReportFuture, ReportLayer, ReportService};
+pub use leave::asked_to_leave;
 pub use orca::OrcaService;
 pub use probe::ProbeService;
 use shared::{Link, Shared};
@@ -175,13 +175,14 @@ impl Reporter {
     }
 
     /// Waits for `signal` and then [drains](Self::drain): the future that `serve_with_shutdown` wants.
-    pub fn drained_on(
+    /// What the signal gives is of no interest.
+    pub fn drained_on<T>(
         &self,
-        signal: impl Future<Output = ()> + Send + 'static,
+        signal: impl Future<Output = T> + Send + 'static,
     ) -> impl Future<Output = ()> + Send + 'static {
         let reporter = self.clone();
         async move {
-            signal.await;
+            drop(signal.await);
             reporter.drain().await;
         }
     }

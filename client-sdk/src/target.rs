@@ -11,6 +11,20 @@ pub(crate) enum Target {
     Static { endpoints: Vec<String>, service: Option<String> },
 }
 
+impl Target {
+    /// The target, unless it names another service than the one asked for.
+    pub(crate) fn of_service(self, wanted: &str) -> Result<Self, Error> {
+        let (Self::Balancers { service, .. } | Self::Static { service, .. }) = &self;
+        match service {
+            Some(named) if named != wanted => {
+                let reason = format!("it names service {named}, and {wanted} is asked for");
+                Err(Error::Target { target: named.clone(), reason })
+            }
+            Some(_) | None => Ok(self),
+        }
+    }
+}
+
 /// Reads `lookaside://host:port[,host:port]/service` or `static://host:port[,host:port][/service]`.
 pub(crate) fn parse(target: &str) -> Result<Target, Error> {
     let refuse = |reason: &str| Error::Target { target: target.to_owned(), reason: reason.to_owned() };
@@ -116,5 +130,13 @@ mod tests {
         assert!(parse("lookaside:///greeter").is_err());
         assert!(parse("dns://a:1/greeter").is_err());
         assert!(parse("a:1").is_err());
+    }
+
+    #[test]
+    fn a_target_of_another_service_is_refused() {
+        let of = |target: &str| parse(target).unwrap().of_service("greeter");
+        assert!(of("static://a:1").is_ok() && of("lookaside://a:1/greeter").is_ok());
+        let refused = of("lookaside://a:1/payments").unwrap_err().to_string();
+        assert!(refused.contains("payments") && refused.contains("greeter"), "{refused}");
     }
 }

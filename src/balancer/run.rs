@@ -84,6 +84,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     let (metrics, metrics_address) = listen("metrics", config.listen.metrics).await?;
     let addresses = Listen { client: client_address, admin: admin_address, metrics: metrics_address };
     let recorder = telemetry::install();
+    if !addresses.admin.ip().is_loopback() {
+        tracing::warn!(address = %addresses.admin, "whoever reaches the admin listener can read everything; it has no access control yet");
+    }
     let tokens = Tokens::default();
     let rooms = TaskTracker::new();
 
@@ -188,7 +191,10 @@ fn start_driver(config: &Config, stop: &CancellationToken, rooms: &TaskTracker) 
         Some(dir) => {
             let (store, writing) = store::start(dir.clone(), stop.clone());
             rooms.spawn(writing);
-            (kept(dir), Some(store))
+            let kept = kept(dir);
+            // Written at once, so that a disk that takes nothing is known before an order relies on it.
+            store.save(kept.iter().map(|word| Override { remaining: None, ..word.clone() }).collect());
+            (kept, Some(store))
         }
         None => (Vec::new(), None),
     };

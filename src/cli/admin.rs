@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use lookaside_proto::v1::{GetStatusRequest, Status, admin_client::AdminClient};
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::Global;
@@ -24,19 +25,20 @@ pub(crate) struct Admin {
 impl Admin {
     /// The first of the named replicas that answers, for reading. Fails with the first one's reason when none does.
     pub(crate) async fn connect(global: &Global) -> Result<Self, Failure> {
-        let mut first = None;
+        let mut failures = Vec::new();
         for address in &global.addr {
             match Self::connect_to(address, global).await {
-                Ok(admin) => return Ok(admin),
-                Err(failure) => {
+                Ok(admin) => {
+                    note(&failures);
                     if global.addr.len() > 1 {
-                        eprintln!("note: {failure}");
+                        eprintln!("note: {address} answers");
                     }
-                    first.get_or_insert(failure);
+                    return Ok(admin);
                 }
+                Err(failure) => failures.push(failure),
             }
         }
-        Err(first.unwrap_or_else(|| Failure::new(Exit::Usage, "--addr names no balancer")))
+        Err(first_of(failures).unwrap_or_else(|| Failure::new(Exit::Usage, "--addr names no balancer")))
     }
 
     /// One replica. Fails when it does not answer in time.
@@ -73,6 +75,19 @@ impl Admin {
     }
 }
 
+/// The failure to end with; the others are told on stderr, so that each is told once.
+pub(crate) fn first_of(mut failures: Vec<Failure>) -> Option<Failure> {
+    let others = failures.split_off(failures.len().min(1));
+    note(&others);
+    failures.pop()
+}
+
+fn note(failures: &[Failure]) {
+    for failure in failures {
+        eprintln!("note: {failure}");
+    }
+}
+
 /// How long one question may take.
 pub(crate) fn question_timeout(global: &Global) -> Duration {
     global.timeout.unwrap_or(QUESTION_TIMEOUT)
@@ -99,7 +114,11 @@ pub(crate) async fn answer<T>(
 ) -> Result<T, Failure> {
     match tokio::time::timeout(timeout, question).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(Failure::from_status(address, &status)),
+        Ok(Err(status)) => Err(match (status.code(), std::error::Error::source(&status)) {
+            // A status that was made up here has a source; one that was sent has none.
+            (Code::Unknown, Some(cause)) => Failure::unanswered(address, cause),
+            _ => Failure::from_status(address, &status),
+        }),
         Err(_) => Err(Failure::unreachable(address, &format!("no answer within {timeout:?}"))),
     }
 }

@@ -10,9 +10,18 @@ use crate::exit::Failure;
 use crate::output::{self, Envelope, Format};
 use crate::view;
 
-/// List endpoints: state, reasons, last check, load, share of calls
+/// Beyond this age a report says nothing of now: three report periods of the default length.
+const REPORT_AGE_MAX_MS: u64 = 3_000;
+
+/// List endpoints: state, reasons, last check, load, share of calls wanted
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  lookaside endpoints payments\n  lookaside endpoints --excluded -o json")]
+#[command(after_help = "Examples:
+  lookaside endpoints payments
+  lookaside endpoints --excluded -o json
+
+WANTED is the share of calls wanted, by weight, not the share that was measured.
+IN FLIGHT and CALLS/S are unknown (-) when the last report is more than 3 s old.
+REASONS are codes: `lookaside explain SERVICE --endpoint ADDR` and -o json have the details.")]
 pub(crate) struct Args {
     /// Of this service alone
     service: Option<String>,
@@ -138,16 +147,18 @@ fn table(endpoints: &[EndpointDetail]) -> String {
         .iter()
         .map(|d| {
             let endpoint = d.endpoint.clone().unwrap_or_default();
+            let fresh = d.reports && d.report_ms_ago <= REPORT_AGE_MAX_MS;
+            let if_fresh = |cell: String| if fresh { cell } else { String::new() };
             [
                 d.service.clone(),
                 endpoint.address,
                 endpoint.locality,
                 view::state(d.state).to_owned(),
-                view::reasons(&d.reasons),
+                view::codes(&d.reasons),
                 if d.check.is_empty() { String::new() } else { format!("{} {}", d.check, age(d.check_ms_ago)) },
                 if d.reports { age(d.report_ms_ago) } else { String::new() },
-                d.in_flight.to_string(),
-                view::rate(d.calls_per_second),
+                if_fresh(d.in_flight.to_string()),
+                if_fresh(view::rate(d.calls_per_second)),
                 endpoint.weight.to_string(),
                 view::percent(d.assigned_share),
             ]
@@ -164,7 +175,7 @@ fn table(endpoints: &[EndpointDetail]) -> String {
         "IN FLIGHT",
         "CALLS/S",
         "WEIGHT",
-        "SHARE",
+        "WANTED",
     ];
     output::table(header, rows)
 }
@@ -205,9 +216,16 @@ mod tests {
     fn a_drained_endpoint_is_listed_with_its_reason() {
         assert_eq!(
             table(&[drained()]),
-            "SERVICE  ENDPOINT         LOCALITY  STATE     REASONS                 CHECK         REPORT AGE  IN FLIGHT  CALLS/S  WEIGHT  SHARE\n\
-             greeter  10.0.3.31:50051  -         DRAINING  ADMIN_DRAIN (by alice)  SERVING 2.0s  700ms       3          0.5      0       0.0%"
+            "SERVICE  ENDPOINT         LOCALITY  STATE     REASONS      CHECK         REPORT AGE  IN FLIGHT  CALLS/S  WEIGHT  WANTED\n\
+             greeter  10.0.3.31:50051  -         DRAINING  ADMIN_DRAIN  SERVING 2.0s  700ms       3          0.5      0       0.0%"
         );
+    }
+
+    #[test]
+    fn an_old_report_says_nothing_of_now() {
+        let line = |report_ms_ago| table(&[EndpointDetail { report_ms_ago, ..drained() }]);
+        assert!(line(3_000).ends_with("3.0s        3          0.5      0       0.0%"), "{}", line(3_000));
+        assert!(line(3_001).ends_with("3.0s        -          -        0       0.0%"), "{}", line(3_001));
     }
 
     #[test]

@@ -13,12 +13,16 @@ Exit codes:
   1   a check or a condition failed
   2   wrong usage
   3   no such service, endpoint or client
-  4   the balancer cannot be reached
+  4   the balancer cannot be reached; for orders to several: at least one replica could not be reached
   5   --wait timed out
   6   permission denied
   78  the configuration is invalid
 
 Data goes to stdout, everything else to stderr. Colours are off when NO_COLOR is set.";
+
+/// What to do when the wrong listener was asked.
+const LISTENERS: &str = "--addr with the admin listener (7401 unless configured), --balancer with the client listener \
+                         (7400); metrics (7402) are for a browser or curl";
 
 /// The exit codes; closed, and part of what scripts may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,20 +79,28 @@ impl Failure {
             .next("lookaside serve, or another address (--addr, --balancer, LOOKASIDE_ADDR)")
     }
 
+    /// A connection, but no answer to a first question: the metrics listener, say, speaks no HTTP/2.
+    pub(crate) fn unanswered(address: &str, cause: &(dyn std::error::Error + 'static)) -> Self {
+        Self::new(Exit::Unreachable, format!("no gRPC answer from {address}: {}", chain(cause))).next(LISTENERS)
+    }
+
     /// What a balancer at `address` answered instead of what it was asked for.
     pub(crate) fn from_status(address: &str, status: &Status) -> Self {
+        // Whatever listens there is healthy, and the wrong one.
+        if status.code() == Code::Unimplemented {
+            return Self::new(Exit::Usage, format!("what listens at {address} does not serve this")).next(LISTENERS);
+        }
         let exit = match status.code() {
             Code::NotFound => Exit::NotFound,
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::Unreachable,
             Code::PermissionDenied | Code::Unauthenticated => Exit::Denied,
-            Code::InvalidArgument | Code::OutOfRange => Exit::Usage,
+            Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => Exit::Usage,
             Code::Ok
             | Code::Unknown
             | Code::AlreadyExists
             | Code::ResourceExhausted
             | Code::FailedPrecondition
             | Code::Aborted
-            | Code::Unimplemented
             | Code::Internal
             | Code::DataLoss => Exit::Failed,
         };
@@ -115,7 +127,7 @@ impl Failure {
     /// Says it on stderr, unless nobody needs to know, and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         if self.exit != Exit::Closed {
-            eprintln!("{self}");
+            eprintln!("error: {self}");
         }
         ExitCode::from(self.exit.code())
     }
@@ -124,7 +136,7 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The text may quote a peer: it must stay one line, and must not steer the terminal.
-        write!(f, "error: {}", crate::output::clean(&self.text))?;
+        f.write_str(&crate::output::clean(&self.text))?;
         match &self.next {
             Some(next) => write!(f, "; try: {}", crate::output::clean(next)),
             None => Ok(()),
@@ -170,6 +182,7 @@ mod tests {
             (Code::PermissionDenied, Exit::Denied, 6),
             (Code::Unauthenticated, Exit::Denied, 6),
             (Code::InvalidArgument, Exit::Usage, 2),
+            (Code::Unknown, Exit::Failed, 1),
             (Code::Internal, Exit::Failed, 1),
             (Code::FailedPrecondition, Exit::Failed, 1),
         ];
@@ -178,6 +191,9 @@ mod tests {
             assert_eq!((failure.exit, failure.exit.code()), (exit, number), "{code:?}");
             assert!(failure.to_string().contains("words"));
         }
+        let wrong = Failure::from_status("127.0.0.1:7400", &Status::unimplemented(""));
+        assert_eq!(wrong.exit, Exit::Usage);
+        assert!(wrong.to_string().contains("127.0.0.1:7400") && wrong.to_string().contains("--addr"), "{wrong}");
         assert_eq!(Exit::TimedOut.code(), 5);
         assert_eq!(Exit::Config.code(), 78);
     }
@@ -191,6 +207,6 @@ mod tests {
     #[test]
     fn an_error_is_one_line_with_the_next_step() {
         let failure = Failure::new(Exit::NotFound, "no service\n\u{1b}[31mx").next("lookaside services");
-        assert_eq!(failure.to_string(), "error: no service  [31mx; try: lookaside services");
+        assert_eq!(failure.to_string(), "no service  [31mx; try: lookaside services");
     }
 }

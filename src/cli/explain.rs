@@ -14,6 +14,7 @@ use crate::{Global, address, view};
   lookaside explain payments --endpoint 10.0.2.22:50051
   lookaside explain payments --client web-7f9c          (why its list is in this order)")]
 pub(crate) struct Args {
+    /// Service the list is of
     service: String,
     /// Why this endpoint is or is not in the list [default: explain the order of the list]
     #[arg(long, value_name = "ADDR", value_parser = address::parse)]

@@ -8,11 +8,13 @@ use crate::exit::{Exit, Failure};
 use crate::output::{self, Envelope, Format};
 use crate::{Global, address};
 
-/// Check that the balancer serves its clients: exit 0 if it does, 1 if it says it does not
+/// Check that the balancer serves its clients, for the health check of a container
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   lookaside health
-  lookaside health --balancer 127.0.0.1:7400   (without asking the admin listener where clients connect)")]
+  lookaside health --balancer 127.0.0.1:7400   (without asking the admin listener where clients connect)
+
+Exit codes: 0 serving, 1 not serving, 3 unknown service, 4 unreachable.")]
 pub(crate) struct Args {
     /// What to ask about, as grpc.health.v1 names it [default: the balancer as a whole]
     #[arg(long, default_value = "", hide_default_value = true)]

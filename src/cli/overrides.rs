@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use lookaside_proto::v1::{
-    Override, OverrideAction, SetOverrideRequest, r#override::Scope, set_override_response::Effect,
+    ListEndpointsRequest, Override, OverrideAction, SetOverrideRequest, r#override::Scope,
+    set_override_response::Effect,
 };
 
-use crate::admin::Admin;
+use crate::admin::{self, Admin};
 use crate::exit::{Exit, Failure};
 use crate::{Global, address, duration};
 
@@ -183,21 +184,24 @@ fn parse_percent(text: &str) -> Result<u32, String> {
     }
 }
 
+/// An order that a replica took.
+struct Taken {
+    admin: Admin,
+    effects: Vec<Effect>,
+    /// It takes something back, and nothing of the kind stood.
+    idle: bool,
+}
+
 /// Gives the order to every named replica and prints its effect. Fails when any replica did not take it: the order
 /// reaches that one later, through the backends' reports, if at all.
 pub(crate) async fn run(global: &Global, order: Order) -> Result<(), Failure> {
     let request = request(&order)?;
-    let mut taken: Vec<(Admin, Vec<Effect>)> = Vec::new();
-    let mut failed = None;
+    let mut taken: Vec<Taken> = Vec::new();
+    let mut failures = Vec::new();
     for address in &global.addr {
         match give(address, global, &request).await {
             Ok(answer) => taken.push(answer),
-            Err(failure) => {
-                if global.addr.len() > 1 {
-                    eprintln!("note: {address} did not take it: {failure}");
-                }
-                failed.get_or_insert(failure);
-            }
+            Err(failure) => failures.push(failure),
         }
     }
     if !taken.is_empty() {
@@ -207,13 +211,44 @@ pub(crate) async fn run(global: &Global, order: Order) -> Result<(), Failure> {
         wait::until_heard(&taken, global.timeout).await?;
         eprintln!("note: every connected client has heard of it");
     }
-    failed.map_or(Ok(()), Err)
+    admin::first_of(failures).map_or(Ok(()), Err)
 }
 
-async fn give(address: &str, global: &Global, request: &SetOverrideRequest) -> Result<(Admin, Vec<Effect>), Failure> {
+async fn give(address: &str, global: &Global, request: &SetOverrideRequest) -> Result<Taken, Failure> {
     let admin = Admin::connect_to(address, global).await?;
-    let answer = admin.answer(admin.client.clone().set_override(request.clone())).await?;
-    Ok((admin, answer.effects))
+    let word = request.r#override.clone().unwrap_or_default();
+    let undoes = undone_by(word.action());
+    // Asked before, for afterwards nothing is left to see. The order does not wait for a question that fails.
+    let standing = match undoes {
+        Some(action) => standing(&admin, &word.service, action).await.ok(),
+        None => None,
+    };
+    let effects = admin.answer(admin.client.clone().set_override(request.clone())).await?.effects;
+    let idle = standing.is_some_and(|standing| {
+        let concerns = |e: &Effect, (service, address): &Place| e.service == *service && e.addresses.contains(address);
+        !standing.iter().any(|place| effects.iter().any(|effect| concerns(effect, place)))
+    });
+    Ok(Taken { admin, effects, idle })
+}
+
+/// What an order takes back, if that is what it is for.
+fn undone_by(action: OverrideAction) -> Option<OverrideAction> {
+    match action {
+        OverrideAction::Undrain => Some(OverrideAction::Drain),
+        OverrideAction::Enable => Some(OverrideAction::Disable),
+        OverrideAction::Unspecified | OverrideAction::Drain | OverrideAction::Disable | OverrideAction::Weight => None,
+    }
+}
+
+/// Service and address of an endpoint.
+type Place = (String, String);
+
+/// The endpoints on which such a word stands.
+async fn standing(admin: &Admin, service: &str, action: OverrideAction) -> Result<Vec<Place>, Failure> {
+    let request = ListEndpointsRequest { service: service.to_owned(), excluded_only: false };
+    let endpoints = admin.answer(admin.client.clone().list_endpoints(request)).await?.endpoints;
+    let with_it = endpoints.into_iter().filter(|detail| detail.overrides.iter().any(|word| word.action() == action));
+    Ok(with_it.map(|detail| (detail.service, detail.endpoint.unwrap_or_default().address)).collect())
 }
 
 fn request(order: &Order) -> Result<SetOverrideRequest, Failure> {

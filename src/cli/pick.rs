@@ -22,6 +22,7 @@ use crate::{Global, address, clients, view};
   lookaside pick greeter --client-id web-7f9c -o json   (the very list that this client holds)
   lookaside pick greeter -w                             (every list as it changes)")]
 pub(crate) struct Args {
+    /// Service to ask for
     service: String,
     /// Ask as a client of this locality, region/zone/subzone [default: that of --client-id, if it is connected]
     #[arg(long)]
@@ -196,7 +197,7 @@ fn print(global: &Global, identity: &str, list: List) -> Result<(), Failure> {
 }
 
 fn table(list: &List) -> String {
-    let complete = if list.complete { "complete" } else { "incomplete: the balancer is still settling" };
+    let complete = if list.complete { "complete" } else { "incomplete" };
     let note = if list.note.is_empty() { String::new() } else { format!("   {}", list.note) };
     let headline = format!(
         "{} @ list {}   digest {:016x}   mode {}   {complete}{note}",
@@ -235,5 +236,7 @@ mod tests {
              #  ENDPOINT         LOCALITY  PRIORITY  WEIGHT  REASONS\n\
              1  10.0.1.11:50051  -         0         100     -"
         );
+        let settling = List { complete: false, note: "settling after a start".to_owned(), ..list() };
+        assert!(table(&settling).contains("mode NORMAL   incomplete   settling after a start\n"));
     }
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use lookaside_balancer::Error;
 use lookaside_balancer::config::{Config, Listen};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +53,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     let running = lookaside_balancer::run(configuration(args)?, shutdown.clone()).await;
     let running = running.map_err(|error| {
-        Failure::new(Exit::Failed, chain(&error)).next("lookaside serve --listen-client 127.0.0.1:0, or another port")
+        let failure = Failure::new(Exit::Failed, chain(&error));
+        match error {
+            Error::Listen { listener, .. } => {
+                failure.next(format!("lookaside serve --listen-{listener} 127.0.0.1:0, or another port"))
+            }
+            Error::Failed(_) => failure,
+        }
     })?;
     let Listen { client, admin, metrics } = running.addresses;
     output::json(&Ready { client, admin, metrics })?;

@@ -101,7 +101,8 @@ fn screen(status: &v1::Status) -> String {
             .iter()
             .map(|s| {
                 [
-                    "!".to_owned(),
+                    // Settling passes by itself, and is no trouble.
+                    if s.status == "SETTLING" { " " } else { "!" }.to_owned(),
                     s.name.clone(),
                     s.status.clone(),
                     format!("{}/{}", s.eligible, s.endpoints),
@@ -181,6 +182,7 @@ mod tests {
             services: vec![
                 service("payments", "PANIC", ListMode::Panic, 2, "2 of 8 usable"),
                 service("search", "DEGRADED", ListMode::Normal, 7, ""),
+                service("mail", "SETTLING", ListMode::Normal, 8, ""),
                 service("greeter", "OK", ListMode::Normal, 8, ""),
             ],
             pick_streams: 12,
@@ -198,11 +200,12 @@ mod tests {
         assert_eq!(
             screen(&status),
             "lookaside lb-0 0.1.0   up 3d4h   clients at 127.0.0.1:7400\n\
-             SERVICES 1 PANIC  1 DEGRADED  1 OK   ENDPOINTS 17 eligible of 24   PICK STREAMS 12 (11 synced)   REPORT STREAMS 24\n\
+             SERVICES 1 PANIC  1 DEGRADED  1 SETTLING  1 OK   ENDPOINTS 25 eligible of 32   PICK STREAMS 12 (11 synced)   REPORT STREAMS 24\n\
              ! source file   8 endpoints   last answer 95s ago   STALE, its last answer still holds: line 3: unknown key\n   \
                 SERVICE   STATUS    ELIGIBLE  NOTE           NEXT\n\
              !  payments  PANIC     2/8       2 of 8 usable  lookaside explain payments\n\
-             !  search    DEGRADED  7/8       -              lookaside endpoints search --excluded"
+             !  search    DEGRADED  7/8       -              lookaside endpoints search --excluded\n   \
+                mail      SETTLING  8/8       -              -"
         );
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::CommandFactory as _;
 use lookaside_proto::v1::admin_server::{Admin, AdminServer};
 use lookaside_proto::v1::{self, ClientDetail, ServiceSummary, Version, set_override_response::Effect};
+use tokio::io::AsyncWriteExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
@@ -149,7 +150,9 @@ async fn what_does_not_exist_is_exit_3() {
     let replica = Replica::default().start().await;
     assert_eq!(exit(&[replica], &["endpoints", "gretter"]).await, Some(Exit::NotFound));
     assert_eq!(exit(&[replica], &["explain", "greeter", "--endpoint", "a:1"]).await, Some(Exit::NotFound));
+    assert_eq!(exit(&[replica], &["watch", "gretter"]).await, Some(Exit::NotFound));
     assert_eq!(exit(&[replica], &["endpoints", "greeter"]).await, None);
+    assert_eq!(exit(&[replica], &["watch", "greeter"]).await, None);
 }
 
 #[tokio::test]
@@ -173,6 +176,23 @@ async fn an_override_goes_to_every_replica_and_a_missing_one_is_told() {
         assert_eq!(word.scope, Some(v1::r#override::Scope::Address("10.0.0.1:1".to_owned())));
         assert_eq!(word.reason, "upgrade");
     }
+}
+
+#[tokio::test]
+async fn the_wrong_listener_is_named() {
+    let client_listener = Replica::default();
+    client_listener.script().refuse = Some(Status::unimplemented(""));
+    assert_eq!(exit(&[client_listener.start().await], &["services"]).await, Some(Exit::Usage));
+
+    // A page server ends the connection of whoever does not speak HTTP/1.
+    let metrics = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = metrics.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = metrics.accept().await {
+            let _ = connection.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+        }
+    });
+    assert_eq!(exit(&[address], &["status"]).await, Some(Exit::Unreachable));
 }
 
 #[tokio::test]

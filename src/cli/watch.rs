@@ -63,6 +63,10 @@ impl DecisionView {
 /// Prints decisions. With `--follow` it ends only when the balancer does, which is a failure, or when interrupted.
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let admin = Admin::connect(global).await?;
+    // Whoever follows may wait for a service that is yet to come.
+    if let (Some(service), false) = (&args.service, args.follow) {
+        admin.expect_service(service)?;
+    }
     let request = WatchDecisionsRequest {
         service: args.service.unwrap_or_default(),
         last: args.last,

@@ -77,8 +77,7 @@ fn stages(
     walk.stage("registered", registration(endpoint, now), |code| {
         matches!(code, Code::LeaseExpired | Code::SelfDraining)
     });
-    let words: Vec<String> =
-        endpoint.overrides.iter().map(|w| format!("{:?} by {}: {}", w.action, w.actor, w.reason)).collect();
+    let words: Vec<String> = endpoint.overrides.iter().map(|w| format!("{:?} by {}", w.action, w.actor)).collect();
     walk.stage("override", if words.is_empty() { "none".into() } else { words.join("; ") }, |code| {
         matches!(code, Code::AdminDrain | Code::AdminDisabled | Code::AdminWeight)
     });

@@ -120,6 +120,13 @@ impl Pool {
         self.with_view(|view| view.list.as_ref().is_some_and(List::offers_any))
     }
 
+    /// Whether every endpoint on offer was tried and could not be connected to.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        let state = self.state();
+        let mut offered = state.members.iter().filter(|m| m.weight > 0);
+        offered.all(|m| matches!(m.endpoint.link(), Link::Failed(_)))
+    }
+
     /// Whether any list is in use.
     pub(crate) fn has_list(&self) -> bool {
         self.with_view(|view| view.list.is_some())

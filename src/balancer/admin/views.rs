@@ -6,7 +6,7 @@ use lookaside_core::{
     config::ServiceConfig,
     model::{Address, Cohort, Locality, ServiceName, Timestamp},
     policy,
-    snapshot::{EndpointSnapshot, ServiceSnapshot, Snapshot},
+    snapshot::{EndpointSnapshot, ServiceSnapshot, Snapshot, State},
 };
 use lookaside_proto::v1;
 
@@ -66,7 +66,7 @@ pub(super) fn services(parts: &Parts, snapshot: &Snapshot, chosen: Option<&Servi
         policy: service.config.policy.name().to_owned(),
         mode: convert::mode(service.mode).into(),
         note: service.note.clone(),
-        eligible: count(service.offered().count()),
+        eligible: count(service.endpoints.iter().filter(|e| e.state == State::Eligible).count()),
         endpoints: count(service.endpoints.len()),
         clients: count(clients.get(&service.name).copied().unwrap_or(0)),
         calls_per_second: per_second(service.endpoints.iter().map(|e| e.calls_per_second_milli).sum()),

@@ -3,8 +3,7 @@
 use lookaside_proto::v1::set_override_response::Effect;
 use serde::Serialize;
 
-use super::Order;
-use crate::admin::Admin;
+use super::{Order, Taken};
 use crate::exit::Failure;
 use crate::output::{self, Envelope, Format};
 use crate::{Global, view};
@@ -35,28 +34,38 @@ struct Keys {
 }
 
 /// Prints the effects, replica by replica.
-pub(super) fn print(global: &Global, order: &Order, taken: &[(Admin, Vec<Effect>)]) -> Result<(), Failure> {
+pub(super) fn print(global: &Global, order: &Order, taken: &[Taken]) -> Result<(), Failure> {
     match global.output {
         Format::Table => {
-            let rows = taken
-                .iter()
-                .flat_map(|(admin, effects)| effects.iter().map(move |e| row(&admin.status.balancer, e)))
-                .collect();
+            let rows = taken.iter().flat_map(|t| t.effects.iter().map(move |e| row(name(t, taken), e))).collect();
             output::text(&table(rows))?;
+            for one in taken.iter().filter(|one| one.idle) {
+                eprintln!(
+                    "note: there was nothing to take back{}",
+                    if taken.len() > 1 { format!(" at {}", one.admin.address) } else { String::new() }
+                );
+            }
             if order.options.dry_run {
                 eprintln!("note: a dry run: nothing was changed");
             }
             Ok(())
         }
         Format::Json => {
-            let items = taken
-                .iter()
-                .flat_map(|(admin, effects)| effects.iter().map(move |e| effect(&admin.status.balancer, e)))
-                .collect();
+            let items =
+                taken.iter().flat_map(|t| t.effects.iter().map(move |e| effect(&t.admin.status.balancer, e))).collect();
             let keys = Keys { action: view::action(order.action.into()), dry_run: order.options.dry_run };
-            let first = taken.first().map_or("", |(admin, _)| admin.status.balancer.as_str());
+            let first = taken.first().map_or("", |t| t.admin.status.balancer.as_str());
             output::json(&Envelope::with("EffectList", first, keys, items))
         }
+    }
+}
+
+/// What a replica is called here: its identity, or its address where several replicas share one.
+fn name<'a>(one: &'a Taken, taken: &[Taken]) -> &'a str {
+    let identity = one.admin.status.balancer.as_str();
+    match taken.iter().filter(|other| other.admin.status.balancer == identity).count() {
+        0 | 1 => identity,
+        _ => &one.admin.address,
     }
 }
 

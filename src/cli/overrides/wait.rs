@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use lookaside_proto::v1::{ClientDetail, Version, set_override_response::Effect};
+use lookaside_proto::v1::{ClientDetail, Version};
 use tokio::time::Instant;
 
-use crate::admin::Admin;
+use super::Taken;
 use crate::clients;
 use crate::exit::{Exit, Failure};
 
@@ -15,10 +15,10 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_PERIOD: Duration = Duration::from_millis(50);
 
 /// Waits, replica by replica, until no client holds an older list. Fails when that takes too long, and names one.
-pub(super) async fn until_heard(taken: &[(Admin, Vec<Effect>)], timeout: Option<Duration>) -> Result<(), Failure> {
+pub(super) async fn until_heard(taken: &[Taken], timeout: Option<Duration>) -> Result<(), Failure> {
     let timeout = timeout.unwrap_or(WAIT_TIMEOUT);
     let deadline = Instant::now() + timeout;
-    for (admin, effects) in taken {
+    for Taken { admin, effects, .. } in taken {
         for effect in effects {
             // Without a version nothing changed, so there is nothing to hear of.
             let Some(version) = effect.version else {

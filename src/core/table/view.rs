@@ -9,6 +9,7 @@ use super::{
     words::{Effective, Words},
 };
 use crate::{
+    event::Override,
     limits::WEIGHT_MAX,
     model::{SourceId, Timestamp, Version},
     snapshot::{Code, EndpointSnapshot, LeaseSnapshot, Mode, Reason, ServiceSnapshot, SourceSnapshot, State},
@@ -226,10 +227,10 @@ fn reasons(
     let mut reasons: Vec<(Code, String)> = Vec::new();
     let mut say = |code: Code, detail: &str| reasons.push((code, detail.to_owned()));
     if let Some(word) = &words.disabled {
-        say(Code::AdminDisabled, &word.reason);
+        say(Code::AdminDisabled, &said(word));
     }
     if let Some(word) = &words.drained {
-        say(Code::AdminDrain, &word.reason);
+        say(Code::AdminDrain, &said(word));
     }
     if endpoint.departed_at.is_some() {
         say(Code::SelfDraining, "it left by its own word");
@@ -270,7 +271,7 @@ fn reasons(
         say(Code::WarmingUp, &format!("{} % of its share", share_permille / 10));
     }
     if let Some((percent, word)) = &words.weight_percent {
-        say(Code::AdminWeight, format!("{percent} % {}", word.reason).trim_end());
+        say(Code::AdminWeight, &format!("{percent} %, {}", said(word)));
     }
     if endpoint.load.published_permille() >= 1000 {
         say(Code::Overloaded, "full by its own account");
@@ -280,6 +281,14 @@ fn reasons(
         say(Code::DiscoveryStale, "its source is silent");
     }
     reasons.into_iter().map(|(code, detail)| Reason { code, detail, since: now }).collect()
+}
+
+/// Why an operator spoke, and who it was.
+fn said(word: &Override) -> String {
+    match word.reason.as_str() {
+        "" => format!("by {}", word.actor),
+        reason => format!("{reason}, by {}", word.actor),
+    }
 }
 
 /// A reason that held in the snapshot before has held since then.

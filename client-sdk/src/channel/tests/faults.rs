@@ -150,3 +150,17 @@ fn a_channel_that_is_dropped_leaves_no_task_behind() {
     drop(clients);
     servers.shutdown_background();
 }
+
+#[tokio::test]
+async fn where_nobody_can_be_reached_a_call_hears_of_it_and_not_of_its_deadline() {
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    let (_channel, mut client) = client(fixed(&[&address]));
+    let mut request = Request::new(says(b"x"));
+    request.set_timeout(Duration::from_secs(60));
+    let call = tokio::time::timeout(Duration::from_secs(20), client.unary(request));
+    let status = call.await.expect("an end long before the deadline").unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains("none connected") && status.message().contains(&address), "{status}");
+}

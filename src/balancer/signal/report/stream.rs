@@ -148,6 +148,10 @@ impl Stream {
     async fn take(&mut self, news: News) -> Result<(), Over> {
         if let Some(End::Refused(status)) = news.end {
             count_refused(&status);
+            if self.me.is_none() {
+                // A backend that is never seen is a riddle to whoever runs it.
+                tracing::warn!(reason = reason(&status), message = status.message(), "a registration is refused");
+            }
             return Err(Over::Ended(Some(status)));
         }
         if let Some(registration) = news.registration {
