@@ -111,6 +111,7 @@ pub struct Version {
 
 impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "e{:x}:{}", self.epoch, self.sequence)
+        // As the command line shows it; two epochs that begin alike are one in 65,536.
+        write!(f, "{:04x}:{}", self.epoch >> 48, self.sequence)
     }
 }
