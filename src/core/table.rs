@@ -121,9 +121,7 @@ impl Table {
                 let since = state.stale.as_ref().map_or(now, |(since, _)| *since);
                 state.stale = Some((since, reason));
                 self.changed = true;
-                for service in self.services.values_mut().filter(|s| s.answered.contains(&source)) {
-                    service.urgent = true;
-                }
+                self.services.values_mut().for_each(|service| service.source_failed(&source));
             }
             Event::Registered { service, endpoint } => {
                 let known = self.services.contains_key(&service);

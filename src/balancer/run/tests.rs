@@ -176,3 +176,44 @@ async fn a_backend_is_offered_as_soon_as_it_registers_and_leaves_when_nobody_nam
     timeout(PATIENCE, running.finished()).await.expect("it ends").unwrap();
     stop.cancel();
 }
+
+/// Names that a listener's reflection tells, in one version of that protocol.
+macro_rules! reflected {
+    ($version:ident, $address:expr) => {{
+        use tonic_reflection::pb::$version::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut client = ServerReflectionClient::new(connect($address).await);
+        let asked = client.server_reflection_info(tokio_stream::iter([request]));
+        let mut answers = timeout(PATIENCE, asked).await.unwrap().unwrap().into_inner();
+        let answer = timeout(PATIENCE, answers.message()).await.unwrap().unwrap().unwrap();
+        match answer.message_response.unwrap() {
+            MessageResponse::ListServicesResponse(list) => list.service.into_iter().map(|s| s.name).collect::<Vec<_>>(),
+            other => panic!("{other:?} is no list of services"),
+        }
+    }};
+}
+
+#[tokio::test]
+async fn both_grpc_listeners_tell_what_they_speak() {
+    let shutdown = CancellationToken::new();
+    let running = run(config(), shutdown.clone()).await.unwrap();
+    let at = running.addresses;
+    for told in [
+        reflected!(v1, at.client),
+        reflected!(v1alpha, at.client),
+        reflected!(v1, at.admin),
+        reflected!(v1alpha, at.admin),
+    ] {
+        for name in ["lookaside.v1.Balancer", "lookaside.v1.Admin", "lookaside.v1.Reporter"] {
+            assert!(told.iter().any(|t| t == name), "{name} is not among {told:?}");
+        }
+    }
+    shutdown.cancel();
+    timeout(PATIENCE, running.finished()).await.expect("it ends").unwrap();
+}

@@ -18,6 +18,8 @@ pub(super) struct Endpoint {
     pub(super) spec: EndpointSpec,
     /// Sources with a full answer that name it.
     pub(super) listed_by: BTreeSet<SourceId>,
+    /// What a source says of it; its own word comes before that for as long as it is registered.
+    pub(super) listed: Option<EndpointSpec>,
     pub(super) registration: Option<Registration>,
     pub(super) health: Health,
     pub(super) load: Load,
@@ -54,6 +56,7 @@ impl Endpoint {
         Self {
             spec,
             listed_by: BTreeSet::new(),
+            listed: None,
             registration: None,
             health: Health::new(),
             load: Load::default(),
@@ -72,14 +75,18 @@ impl Endpoint {
     /// A new start of the backend at the same address: nothing known of the one before counts.
     pub(super) fn restart(&mut self, spec: EndpointSpec, newcomer: bool, now: Timestamp) {
         let listed_by = std::mem::take(&mut self.listed_by);
+        let listed = self.listed.take();
         let mut health = self.health.clone();
         health.restart();
         let trusted = !listed_by.is_empty();
-        *self = Self { listed_by, health, trusted, ..Self::new(spec, newcomer, now) };
+        *self = Self { listed_by, listed, health, trusted, ..Self::new(spec, newcomer, now) };
     }
 
     /// From here on it is only what its sources say of it.
     pub(super) fn return_unregistered(&mut self) {
+        if let Some(listed) = &self.listed {
+            self.spec = listed.clone();
+        }
         self.registration = None;
         self.draining = false;
         self.departed_at = None;

@@ -45,6 +45,8 @@ pub(super) struct Service {
     pub(super) endpoints: BTreeMap<Address, Endpoint>,
     /// Sources that gave a full answer.
     pub(super) answered: BTreeSet<SourceId>,
+    /// Those of them that are silent now: nothing they left unsaid proves anything.
+    silent: BTreeSet<SourceId>,
     pub(super) judge: Judge,
     /// Until then backends that registered before the balancer started may still turn up.
     settled_at: Timestamp,
@@ -66,6 +68,7 @@ impl Service {
             configured: false,
             endpoints: BTreeMap::new(),
             answered: BTreeSet::new(),
+            silent: BTreeSet::new(),
             judge: Judge::default(),
             settled_at,
             urgent: true,
@@ -112,8 +115,9 @@ impl Service {
                 .entry(spec.address.clone())
                 .or_insert_with(|| Endpoint::new(spec.clone(), newcomer, now));
             if endpoint.registration.is_none() {
-                endpoint.spec = spec;
+                endpoint.spec = spec.clone();
             }
+            endpoint.listed = Some(spec);
             endpoint.listed_by.insert(source.clone());
             endpoint.trusted = true;
             endpoint.withdrawn_at = None;
@@ -124,9 +128,21 @@ impl Service {
                 endpoint.withdrawn_at = Some(now);
             }
         }
+        if self.silent.remove(source) {
+            // What it said before its silence has to be proved anew.
+            self.endpoints.values_mut().filter_map(|e| e.withdrawn_at.as_mut()).for_each(|at| *at = now);
+        }
         self.answered.insert(source.clone());
         self.urgent = true;
         Ok(())
+    }
+
+    /// A source could not answer.
+    pub(super) fn source_failed(&mut self, source: &SourceId) {
+        if self.answered.contains(source) {
+            self.silent.insert(source.clone());
+            self.urgent = true;
+        }
     }
 
     pub(super) fn registered(&mut self, spec: EndpointSpec, now: Timestamp) -> Result<(), Refusal> {
@@ -334,7 +350,8 @@ impl Service {
                 return now < over || !endpoint.listed_by.is_empty();
             }
             if let Some(at) = endpoint.withdrawn_at {
-                return !(others_remain || now.since(at) >= EMPTY_PROOF);
+                let proved = self.silent.is_empty() && now.since(at) >= EMPTY_PROOF;
+                return !(others_remain || proved);
             }
             if !endpoint.listed_by.is_empty() {
                 if expired {
