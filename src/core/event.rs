@@ -17,11 +17,6 @@ pub enum Event {
         /// How.
         config: ServiceConfig,
     },
-    /// The configuration no longer names a service.
-    ServiceUnconfigured {
-        /// Which.
-        service: ServiceName,
-    },
     /// A source that can list gave its full answer for a service.
     EndpointsListed {
         /// Who.

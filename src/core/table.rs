@@ -99,13 +99,6 @@ impl Table {
                 service.config = Arc::new(config);
                 service.urgent = true;
             }
-            Event::ServiceUnconfigured { service } => {
-                if let Some(service) = self.services.get_mut(&service) {
-                    service.configured = false;
-                    service.config = Arc::clone(&self.defaults);
-                    service.urgent = true;
-                }
-            }
             Event::EndpointsListed { source, service, endpoints } => {
                 let listed = self.make(&service, now).and_then(|service| service.listed(&source, endpoints, now));
                 let state = self.sources.entry(source).or_default();
@@ -172,7 +165,6 @@ impl Table {
         self.words.retain(|_, words| !words.is_empty());
         let version = Version { epoch: self.epoch, sequence: self.sequence + 1 };
         let mut changed = std::mem::take(&mut self.changed);
-        let mut services = self.published.services.clone();
         for (name, service) in self.services.iter_mut().filter(|(_, service)| service.wants_turn(now)) {
             let words = self.words.get(name);
             service.advance(words, now);
@@ -184,18 +176,17 @@ impl Table {
             }
             self.broken.remove(name);
             if service.snapshot.as_deref() != Some(&after) {
-                let after = Arc::new(after);
-                service.snapshot = Some(Arc::clone(&after));
-                services.insert(name.clone(), after);
+                service.snapshot = Some(Arc::new(after));
                 changed = true;
             }
         }
-        let forgotten = self.forget(&mut services);
-        changed |= forgotten || (now >= self.settled_at && self.published.is_settling());
+        changed |= self.forget() || (now >= self.settled_at && self.published.is_settling());
         if !changed {
             return None;
         }
         self.sequence += 1;
+        let snapshot = |(name, service): (&ServiceName, &Service)| Some((name.clone(), service.snapshot.clone()?));
+        let services = self.services.iter().filter_map(snapshot).collect();
         let sources = self.sources.clone();
         self.published = Arc::new(Snapshot { version, at: now, services, sources, settled_at: self.settled_at });
         Some(Arc::clone(&self.published))
@@ -264,17 +255,16 @@ impl Table {
 
     /// A service that nobody configures, lists or registers for any more is forgotten, once all have left it by their own
     /// word. Its overrides stay.
-    fn forget(&mut self, services: &mut BTreeMap<ServiceName, Arc<ServiceSnapshot>>) -> bool {
-        let before = services.len();
+    fn forget(&mut self) -> bool {
+        let before = self.services.len();
         self.services.retain(|name, service| {
             let keep = service.configured || !service.endpoints.is_empty() || !service.answered.is_empty();
             if !keep {
                 self.broken.remove(name);
-                services.remove(name);
             }
             keep
         });
-        services.len() != before
+        self.services.len() != before
     }
 
     fn notice_absence(&mut self, now: Timestamp) {
