@@ -163,6 +163,7 @@ pub(crate) fn endpoint(spec: &EndpointSpec) -> v1::Endpoint {
         capacity_milli: 0,
         load_token: String::new(),
         reasons: Vec::new(),
+        hash_key: String::new(),
     }
 }
 
