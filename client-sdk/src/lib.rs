@@ -34,6 +34,8 @@
 pub mod picker;
 
 #[cfg(feature = "transport")]
+mod advice;
+#[cfg(feature = "transport")]
 mod attempt;
 #[cfg(feature = "transport")]
 mod backoff;

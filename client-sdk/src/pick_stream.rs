@@ -260,6 +260,12 @@ impl Session<'_> {
                 // What is untold is told there: a stream that ends here would take it along unread.
                 Some(End::Redirected(redirect.balancers))
             }
+            pick_response::Kind::MethodPolicy(policy) if policy.service == self.pool.service => {
+                if self.pool.advice.take_policy(policy) {
+                    tracing::debug!(service = self.pool.service, balancer = self.balancer, "rules of methods taken");
+                }
+                None
+            }
             // Other services' messages, and what this picker has no use for.
             pick_response::Kind::List(_)
             | pick_response::Kind::Tick(_)
@@ -293,6 +299,7 @@ impl Session<'_> {
     fn take_tick(&mut self, tick: &Tick) -> Option<End> {
         self.useful = true;
         self.silence_max = SILENCE_MAX;
+        self.pool.advice.take_budgets(tick.retry_budget_percent, tick.hedge_budget_percent);
         if tick.report_period_ms > 0 {
             let period = Duration::from_millis(u64::from(tick.report_period_ms));
             self.period = period.clamp(REPORT_PERIOD_MIN, REPORT_PERIOD_MAX);

@@ -23,6 +23,7 @@ use tokio::{
 pub(crate) use view::View;
 
 use crate::{
+    advice::Advice,
     endpoint::{Endpoint, Link},
     list::List,
     picker::{Fleet, Offer, Picker, Rng},
@@ -40,6 +41,8 @@ pub(crate) type EndpointPicker = Picker<Arc<Endpoint>>;
 pub(crate) struct Pool {
     pub(crate) service: String,
     pub(crate) client_id: String,
+    /// What balancers say of calls.
+    pub(crate) advice: Advice,
     connect_timeout: Duration,
     me: Weak<Pool>,
     started: Instant,
@@ -89,6 +92,7 @@ impl Pool {
         Arc::new_cyclic(|me| Self {
             service,
             client_id,
+            advice: Advice::default(),
             connect_timeout,
             me: me.clone(),
             started,
