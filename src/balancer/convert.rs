@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use lookaside_core::{
-    config::PolicyKind,
+    config::{CallConfig, MethodRule, PolicyKind},
     event::{Action, Override, Scope},
     limits::WEIGHT_MAX,
     model::{self, Address, EndpointSpec, Locality, ServiceName, Timestamp, printable},
@@ -194,6 +194,29 @@ pub(crate) fn list(assignment: &Assignment) -> v1::List {
         endpoints: assignment.endpoints.iter().map(assigned).collect(),
         policy: Some(policy(assignment.policy)),
         time_to_live_ms: 0,
+    }
+}
+
+/// How calls of a service are to be made.
+pub(crate) fn method_policy(service: &ServiceName, calls: &CallConfig) -> v1::MethodPolicy {
+    let rule = |rule: &MethodRule| v1::method_policy::Rule {
+        path: rule.path.as_str().to_owned(),
+        default_deadline_ms: millis(rule.deadline),
+        idempotent: rule.idempotent,
+        attempts_max: rule.attempts,
+        hedge_delay_ms: millis(rule.hedge_after),
+        stream_idle_limit_ms: millis(rule.stream_idle_limit),
+        stream_life_limit_ms: millis(rule.stream_life_limit),
+        retry_codes: rule.retry_on.iter().map(|code| code.number()).collect(),
+        backoff_ms_base: millis(rule.backoff),
+        backoff_ms_max: millis(rule.backoff_max),
+        idempotency_key: rule.idempotency_key,
+        hedges_max: rule.hedges,
+    };
+    v1::MethodPolicy {
+        service: service.to_string(),
+        rules: calls.methods.iter().map(rule).collect(),
+        endpoint_calls_max: calls.endpoint_calls_max,
     }
 }
 

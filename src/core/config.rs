@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod call;
+
+pub use call::{ATTEMPTS_MAX, CallConfig, MethodPath, MethodRule, NotAPath, RetryCode};
+
 /// How a service is balanced. The values of the default are the defaults of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceConfig {
@@ -24,6 +28,8 @@ pub struct ServiceConfig {
     pub locality: LocalityConfig,
     /// The most endpoints one client gets to see; 0 for all.
     pub subset_size: u32,
+    /// How clients make its calls.
+    pub calls: CallConfig,
 }
 
 impl Default for ServiceConfig {
@@ -37,6 +43,7 @@ impl Default for ServiceConfig {
             slow_start: Duration::from_secs(30),
             locality: LocalityConfig::default(),
             subset_size: 100,
+            calls: CallConfig::default(),
         }
     }
 }

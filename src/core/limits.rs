@@ -9,6 +9,9 @@ pub const SERVICES_MAX: usize = 10_000;
 /// Beyond this an override is refused; those that ended are forgotten first.
 pub const OVERRIDES_PER_SERVICE_MAX: usize = 1_000;
 
+/// Rules for the methods of one service; beyond this a configuration is refused. They travel in one message.
+pub const METHOD_RULES_MAX: usize = 256;
+
 /// A longer name (service, instance, locality part, host) is refused. 253 is the longest DNS name.
 pub const NAME_BYTES_MAX: usize = 253;
 

@@ -11,6 +11,7 @@ use super::{
     value::{Maybe, Socket, Span, or_default},
 };
 
+mod call;
 mod limits;
 mod service;
 

@@ -1,4 +1,7 @@
-use lookaside_core::{config::PolicyKind, model::Address};
+use lookaside_core::{
+    config::{MethodPath, MethodRule, PolicyKind, RetryCode},
+    model::Address,
+};
 
 use super::*;
 
@@ -121,6 +124,76 @@ limits: { connections: 0, keepalive_interval: 0s, drain_deadline: 48h }
         );
     }
     assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn rules_for_methods_are_taken_whole_by_a_service_that_has_its_own() {
+    let text = "
+defaults:
+  retry_budget: 20%
+  methods: [{ path: '', deadline: 2s }]
+services:
+  - name: own
+    hedge_budget: 5%
+    endpoint_calls_max: 8
+    methods:
+      - path: /s.Greeter/Get
+        idempotent: true
+        attempts: 3
+        retry_on: [UNAVAILABLE, RESOURCE_EXHAUSTED]
+        backoff: 10ms
+        backoff_max: 200ms
+        hedge_after: 50ms
+        hedges: 2
+        idempotency_key: true
+        stream_idle_limit: 1m
+        stream_life_limit: 1h
+  - name: none
+    methods: []
+  - name: inherits
+";
+    let config = Config::parse("f", text).unwrap();
+    let [own, none, inherits] = &config.services[..] else { panic!("{config:?}") };
+    let [rule] = &own.config.calls.methods[..] else { panic!("{own:?}") };
+    let expected = MethodRule {
+        path: MethodPath::parse("/s.Greeter/Get").unwrap(),
+        deadline: Duration::ZERO,
+        idempotent: true,
+        attempts: 3,
+        retry_on: vec![RetryCode::Unavailable, RetryCode::ResourceExhausted],
+        backoff: Duration::from_millis(10),
+        backoff_max: Duration::from_millis(200),
+        hedge_after: Duration::from_millis(50),
+        hedges: 2,
+        idempotency_key: true,
+        stream_idle_limit: Duration::from_secs(60),
+        stream_life_limit: Duration::from_secs(3600),
+    };
+    assert_eq!(*rule, expected);
+    let calls = &own.config.calls;
+    assert_eq!((calls.retry_budget_percent, calls.hedge_budget_percent, calls.endpoint_calls_max), (20, 5, 8));
+    assert_eq!(none.config.calls.methods, []);
+    assert_eq!(inherits.config.calls, config.defaults.calls);
+    assert_eq!(config.defaults.calls.methods[0].deadline, Duration::from_secs(2));
+}
+
+#[test]
+fn a_rule_for_methods_that_makes_no_sense_is_refused_with_its_reason() {
+    for (rule, word) in [
+        ("{ path: Get }", "not a path"),
+        ("{ idempotent: true }", "needs a path"),
+        ("{ path: '', attempts: 3 }", "without `idempotent: true`"),
+        ("{ path: '', hedge_after: 1s }", "without `idempotent: true`"),
+        ("{ path: '', idempotent: true, attempts: 6 }", "1 to 5"),
+        ("{ path: '', retry_on: [UNAVAILABLE] }", "without `attempts`"),
+        ("{ path: '', hedges: 2 }", "without `hedge_after`"),
+        ("{ path: '', idempotent: true, attempts: 2, backoff: 5s }", "longer than backoff_max"),
+        ("{ path: '', idempotent: true, hedge_after: 2s, deadline: 1s }", "shorter than deadline"),
+        ("{ path: '' }, { path: '' }", "already"),
+    ] {
+        let found = problems(&format!("defaults: {{ methods: [{rule}] }}"));
+        assert!(found.len() == 1 && found[0].contains(word), "{rule}: {found:?}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use lookaside_core::{
+    config::ServiceConfig,
     model::{Cohort, ServiceName, Timestamp},
     policy::{self, Assignment},
     snapshot::{ServiceSnapshot, Snapshot},
@@ -52,6 +53,10 @@ pub(crate) struct Published {
     pub(crate) list_frame: Bytes,
     /// `PickResponse.tick` as a gRPC frame.
     pub(crate) tick_frame: Bytes,
+    /// `PickResponse.method_policy` as a gRPC frame, the same bytes until it changes.
+    pub(crate) policy_frame: Bytes,
+    /// Whether that says nothing, so that who has never had another one need not be told.
+    pub(crate) has_no_rules: bool,
     /// When the state of affairs that it shows was taken.
     pub(crate) at: Timestamp,
     /// What is sent is counted here.
@@ -119,6 +124,8 @@ struct Entry {
     /// When the last list went out, and the last list or tick.
     listed_at: Instant,
     beat_at: Instant,
+    /// How calls are to be made, and what that was encoded from.
+    policy: Option<(Arc<ServiceConfig>, Bytes)>,
     /// Made with the first list: a name that nobody knows is not a label.
     counters: Option<Counters>,
 }
@@ -141,6 +148,7 @@ impl Cohorts {
                 held_back: None,
                 listed_at: now,
                 beat_at: now,
+                policy: None,
                 counters: None,
             }
         });
@@ -214,8 +222,9 @@ impl Entry {
         let current = Arc::clone(&self.answer.borrow());
         let list = match &*current {
             Answer::List(held) if held.list.assignment.digest == assignment.digest => {
+                let same_calls = self.service.as_ref().is_some_and(|seen| seen.config.calls == service.config.calls);
                 self.service = Some(Arc::clone(service));
-                if !due {
+                if !due && same_calls {
                     return;
                 }
                 Arc::clone(&held.list)
@@ -236,6 +245,8 @@ impl Entry {
         let published = Published {
             list_frame: encode::list(&list.assignment, service.version),
             tick_frame: encode::tick(&list.assignment, service),
+            policy_frame: self.policy_frame(service),
+            has_no_rules: service.config.calls.has_no_rules(),
             version: service.version,
             list,
             at: snapshot.at,
@@ -243,6 +254,17 @@ impl Entry {
         };
         metrics::histogram!(telemetry::DECISION_DURATION_SECONDS).record(began.elapsed());
         self.answer.send_replace(Arc::new(Answer::List(published)));
+    }
+
+    fn policy_frame(&mut self, service: &ServiceSnapshot) -> Bytes {
+        if let Some((config, frame)) = &self.policy
+            && config.calls == service.config.calls
+        {
+            return frame.clone();
+        }
+        let frame = encode::method_policy(service);
+        self.policy = Some((Arc::clone(&service.config), frame.clone()));
+        frame
     }
 
     fn tell_absent(&self, settling: bool) {

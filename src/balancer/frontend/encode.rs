@@ -7,12 +7,6 @@ use prost::Message as _;
 
 use crate::convert;
 
-/// Retries a client may send per hundred successes: enough for a bad endpoint, too few to crush the rest.
-const RETRY_BUDGET_PERCENT: u32 = 10;
-
-/// Hedges a client may send per hundred calls: they are for the few that are slow.
-const HEDGE_BUDGET_PERCENT: u32 = 2;
-
 /// A list under the version it now has.
 pub(super) fn list(assignment: &Assignment, version: Version) -> Bytes {
     frame(Kind::List(v1::List { version: Some(convert::version(version)), ..convert::list(assignment) }))
@@ -30,10 +24,15 @@ pub(super) fn tick(assignment: &Assignment, service: &ServiceSnapshot) -> Bytes 
         utilization_permille: service.utilization_permille_mean(),
         overload: service.is_overloaded(),
         probe_budget_percent: 0,
-        retry_budget_percent: RETRY_BUDGET_PERCENT,
+        retry_budget_percent: service.config.calls.retry_budget_percent,
         report_period_ms: u32::try_from(convert::millis(service.config.report_period)).unwrap_or(u32::MAX),
-        hedge_budget_percent: HEDGE_BUDGET_PERCENT,
+        hedge_budget_percent: service.config.calls.hedge_budget_percent,
     }))
+}
+
+/// How calls of a service are to be made.
+pub(super) fn method_policy(service: &ServiceSnapshot) -> Bytes {
+    frame(Kind::MethodPolicy(convert::method_policy(&service.name, &service.config.calls)))
 }
 
 /// Any message.

@@ -10,7 +10,10 @@ use lookaside_core::{
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
-use super::Problems;
+use super::{
+    Problems,
+    call::{CallForm, MethodForm},
+};
 use crate::config::{
     Service,
     value::{Endpoint, EndpointForm, Maybe, Percent, Span, or_default},
@@ -32,6 +35,10 @@ pub(super) struct ServiceForm {
     #[serde(deserialize_with = "or_default")]
     locality: LocalityForm,
     subset_size: Maybe<u32>,
+    methods: Maybe<Vec<Spanned<MethodForm>>>,
+    endpoint_calls_max: Maybe<u32>,
+    retry_budget: Option<Percent>,
+    hedge_budget: Option<Percent>,
 }
 
 #[derive(Default, Deserialize)]
@@ -76,6 +83,9 @@ impl ServiceForm {
         config.locality.prefer_zone = self.locality.prefer_zone.unwrap_or(config.locality.prefer_zone);
         let failover_below = &mut config.locality.failover_below_percent;
         *failover_below = self.locality.failover_below.map_or(*failover_below, |p| p.0);
+        let (methods, endpoint_calls_max) = (&self.methods, &self.endpoint_calls_max);
+        let (retry_budget, hedge_budget) = (self.retry_budget, self.hedge_budget);
+        CallForm { methods, endpoint_calls_max, retry_budget, hedge_budget }.fill(&mut config.calls, problems);
         self.check_together(&config, problems);
         config
     }

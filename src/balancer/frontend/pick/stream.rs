@@ -159,6 +159,23 @@ struct Subscribed {
     /// Whether a list was sent on this stream.
     listed: bool,
     told_unknown: bool,
+    /// How calls are to be made, as sent last; `None` while it may have something else of an earlier stream.
+    policy: Option<Bytes>,
+}
+
+impl Subscribed {
+    /// How calls are to be made, if that is news. Who came without a list has no rules of ours either, and need not be
+    /// told that there are none.
+    fn take_policy(&mut self, published: &Published) -> Option<Bytes> {
+        let is_news = match &self.policy {
+            None => !published.has_no_rules || self.digest.is_some(),
+            Some(sent) => *sent != published.policy_frame,
+        };
+        if is_news || self.policy.is_none() {
+            self.policy = Some(published.policy_frame.clone());
+        }
+        is_news.then(|| published.policy_frame.clone())
+    }
 }
 
 impl PickStream {
@@ -370,6 +387,11 @@ impl PickStream {
         if !assignment.complete && subscribed.digest.is_none() && now.since(Timestamp::default()) < NEWCOMER_WAIT {
             self.newcomers.insert(service, Arc::clone(answer));
             return None;
+        }
+        if let Some(frame) = subscribed.take_policy(published) {
+            // The list is next: rules come before the calls that they are for.
+            self.pending.answer(service, Arc::clone(answer));
+            return Some(frame);
         }
         if subscribed.digest == Some(assignment.digest) {
             self.session.rebased(&service, published.version, &published.list);

@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use lookaside_core::{
-    config::ServiceConfig,
+    config::{CallConfig, MethodPath, MethodRule, RetryCode, ServiceConfig},
     event::{Action, CheckOutcome, Event, Override, Scope},
     model::{EndpointSpec, Timestamp},
 };
@@ -89,12 +89,12 @@ impl Client {
         Ok(message.expect("the stream goes on").kind.expect("an answer says something"))
     }
 
-    /// The next list, ticks left out.
+    /// The next list, ticks and rules for methods left out.
     async fn list(&mut self) -> v1::List {
         loop {
             match self.answer().await.unwrap() {
                 Said::List(list) => return list,
-                Said::Tick(_) => {}
+                Said::Tick(_) | Said::MethodPolicy(_) => {}
                 other => panic!("{other:?} is no list"),
             }
         }
@@ -107,6 +107,16 @@ impl Client {
             let offered = list.endpoints.iter().filter(|e| e.weight > 0).map(|e| e.address.as_str());
             if offered.collect::<std::collections::BTreeSet<_>>() == addresses.iter().copied().collect() {
                 return list;
+            }
+        }
+    }
+
+    async fn method_policy(&mut self) -> v1::MethodPolicy {
+        loop {
+            match self.answer().await.unwrap() {
+                Said::MethodPolicy(policy) => return policy,
+                Said::Tick(_) => {}
+                other => panic!("{other:?} is no method policy"),
             }
         }
     }
@@ -177,6 +187,8 @@ async fn a_client_that_comes_back_with_the_same_list_gets_a_tick_and_no_list() {
     };
     again.ask(Ask::Hello(Hello { client_id: "web-1".into(), held: vec![held(had.digest)], ..Hello::default() }));
     again.subscribe("greeter");
+    // It may have rules of an earlier stream, perhaps another balancer's.
+    assert_eq!(again.method_policy().await.rules, []);
     match again.answer().await.unwrap() {
         Said::Tick(tick) => assert_eq!((tick.digest, tick.service.as_str()), (had.digest, "greeter")),
         other => panic!("{other:?} is no tick"),
@@ -185,6 +197,53 @@ async fn a_client_that_comes_back_with_the_same_list_gets_a_tick_and_no_list() {
     stranger.ask(Ask::Hello(Hello { client_id: "web-1".into(), held: vec![held(had.digest + 1)], ..Hello::default() }));
     stranger.subscribe("greeter");
     assert_eq!(stranger.list().await.digest, had.digest);
+}
+
+#[tokio::test]
+async fn rules_for_methods_come_before_the_list_and_again_when_they_change() {
+    let mut rule = MethodRule::of(MethodPath::parse("/s.Greeter/").unwrap());
+    rule.attempts = 3;
+    rule.retry_on = vec![RetryCode::Unavailable, RetryCode::Aborted];
+    let calls = |rules: &[MethodRule]| CallConfig { methods: rules.to_vec(), ..CallConfig::default() };
+    let config = |rules: &[MethodRule]| ServiceConfig { calls: calls(rules), ..ServiceConfig::default() };
+    let balancer = balancer_with(config(&[rule])).await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    match client.answer().await.unwrap() {
+        Said::MethodPolicy(policy) => {
+            assert_eq!((policy.service.as_str(), policy.rules.len()), ("greeter", 1));
+            let rule = &policy.rules[0];
+            assert_eq!(
+                (rule.path.as_str(), rule.attempts_max, &rule.retry_codes[..]),
+                ("/s.Greeter/", 3, &[14, 10][..])
+            );
+            assert_eq!((rule.backoff_ms_base, rule.backoff_ms_max, rule.hedges_max), (25, 1_000, 1));
+        }
+        other => panic!("{other:?} came first"),
+    }
+    let first = client.offered(&["10.0.0.1:1"]).await;
+    let configured = |rules| Event::ServiceConfigured { service: service("greeter"), config: config(rules) };
+    balancer.driver.ask(configured(&[])).await.unwrap();
+    assert_eq!(client.method_policy().await, v1::MethodPolicy { service: "greeter".into(), ..Default::default() });
+    match client.answer().await.unwrap() {
+        Said::Tick(tick) => assert_eq!(tick.digest, first.digest, "the list is the same, so it is not sent again"),
+        other => panic!("{other:?} is no tick"),
+    }
+}
+
+#[tokio::test]
+async fn budgets_for_retries_and_hedges_are_those_of_the_service() {
+    let calls = CallConfig { retry_budget_percent: 33, hedge_budget_percent: 4, ..CallConfig::default() };
+    let balancer = balancer_with(ServiceConfig { calls, ..ServiceConfig::default() }).await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    client.offered(&["10.0.0.1:1"]).await;
+    match client.answer().await.unwrap() {
+        Said::Tick(tick) => assert_eq!((tick.retry_budget_percent, tick.hedge_budget_percent), (33, 4)),
+        other => panic!("{other:?} is no tick"),
+    }
 }
 
 #[tokio::test]
