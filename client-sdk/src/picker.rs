@@ -12,6 +12,7 @@
 //! - a failed call weighs like a call in flight for a second: failing fast is not being idle.
 
 mod breaker;
+mod budget;
 mod peer;
 mod rng;
 
@@ -21,6 +22,7 @@ use std::sync::{
 };
 
 pub use breaker::{FAILURES_IN_A_ROW, PAUSE_US_MAX, PAUSE_US_MIN};
+pub use budget::{EARNING_US, HEDGES_SAVED_MAX, HedgeBudget, PERCENT_MAX, RETRY_TOKENS_MIN, RetryBudget};
 pub use peer::{Peer, SILENCE_CANARY_US, SOUR_US, UNANSWERED_MAX};
 pub use rng::Rng;
 
@@ -35,6 +37,8 @@ pub const STALL_FACTOR: u64 = 4;
 pub const PARDON_US: u64 = 1_000_000;
 /// Draws for a fit endpoint before all are looked through.
 const DRAWS_MAX: usize = 4;
+/// Choices made again because the chosen one was full by the time the call was counted there.
+const FULL_AGAIN_MAX: usize = 4;
 /// Endpoints looked at for one that owes fewer answers. Bounds the cost of a pick among thousands.
 const NEIGHBOURS_MAX: usize = 8;
 
@@ -140,6 +144,8 @@ pub struct Picker<T> {
     even: bool,
     /// Some candidate may be fresh.
     fresh: AtomicBool,
+    /// Calls that one endpoint may have in flight.
+    calls_max: u32,
 }
 
 /// One endpoint that may be picked.
@@ -174,6 +180,8 @@ enum Standing {
     Aside,
     /// This call was there already.
     Tried,
+    /// It has as many calls as it may have: gets no further one.
+    Full,
 }
 
 impl<T> Picker<T> {
@@ -193,7 +201,14 @@ impl<T> Picker<T> {
             .collect();
         let even = candidates.windows(2).all(|pair| pair[0].weight == pair[1].weight);
         let fresh = AtomicBool::new(candidates.iter().any(|c| c.peer.is_fresh()));
-        Self { policy, fleet, candidates, weight_sum, even, fresh }
+        Self { policy, fleet, candidates, weight_sum, even, fresh, calls_max: u32::MAX }
+    }
+
+    /// The same, but no endpoint gets a further call while it has so many in flight.
+    #[must_use]
+    pub fn with_calls_max(mut self, calls_max: u32) -> Self {
+        self.calls_max = calls_max;
+        self
     }
 
     /// Those that may be picked.
@@ -202,11 +217,17 @@ impl<T> Picker<T> {
     }
 
     /// Chooses an endpoint for a call and counts the call as in flight there, until [`Picker::ended`]. Those in `tried` are
-    /// chosen only when there is no other. `None` when there is nothing to choose from.
+    /// chosen only when there is no other. `None` when there is nothing to choose from, or all of it is full.
     pub fn pick(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
-        let chosen = self.choose(now_us, rng, tried)?;
-        chosen.peer.begin();
-        Some(chosen)
+        (0..FULL_AGAIN_MAX)
+            .map_while(|_| self.choose(now_us, rng, tried))
+            .find(|chosen| chosen.peer.begin_below(self.calls_max))
+    }
+
+    /// The same, but none of those in `tried`: for a call that is there already.
+    pub fn pick_other(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        let chosen = self.choose(now_us, rng, tried).filter(|chosen| !tried.contains(&chosen.peer.id()));
+        chosen.filter(|chosen| chosen.peer.begin_below(self.calls_max))
     }
 
     fn choose(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
@@ -278,8 +299,10 @@ impl<T> Picker<T> {
     /// Nothing fit was found by drawing: the best of what there is.
     fn least_bad(&self, now_us: u64, tried: &[u64]) -> Option<&Candidate<T>> {
         let mut best: Option<(&Candidate<T>, Standing)> = None;
+        let mut any_full = false;
         for candidate in &self.candidates {
             let standing = self.standing(candidate, now_us, tried);
+            any_full |= standing == Standing::Full;
             let better = match best {
                 None => true,
                 Some((other, theirs)) => {
@@ -291,8 +314,14 @@ impl<T> Picker<T> {
             }
         }
         let (best, standing) = best?;
-        if standing == Standing::Canary {
-            self.admits(best, now_us, tried); // spends the canary that is due
+        match standing {
+            Standing::Full => return None,
+            // To wait for one that is merely full is better than one that does not answer.
+            Standing::Stalled | Standing::Aside if any_full => return None,
+            Standing::Canary => {
+                self.admits(best, now_us, tried); // spends the canary that is due
+            }
+            Standing::Fit | Standing::Stalled | Standing::Aside | Standing::Tried => {}
         }
         Some(best)
     }
@@ -333,12 +362,15 @@ impl<T> Picker<T> {
             Standing::Canary => {
                 candidate.peer.take_silence_canary(now_us) || candidate.peer.breaker.take_canary(now_us)
             }
-            Standing::Stalled | Standing::Aside | Standing::Tried => false,
+            Standing::Stalled | Standing::Aside | Standing::Tried | Standing::Full => false,
         }
     }
 
     fn standing(&self, candidate: &Candidate<T>, now_us: u64, tried: &[u64]) -> Standing {
         let peer = &candidate.peer;
+        if peer.in_flight() >= self.calls_max {
+            return Standing::Full;
+        }
         if tried.contains(&peer.id()) {
             return Standing::Tried;
         }

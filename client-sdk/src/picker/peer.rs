@@ -116,8 +116,13 @@ impl Peer {
         });
     }
 
-    pub(crate) fn begin(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
+    /// Counts a call, unless there are so many already.
+    pub(crate) fn begin_below(&self, calls_max: u32) -> bool {
+        if calls_max == u32::MAX {
+            self.in_flight.fetch_add(1, Relaxed);
+            return true;
+        }
+        self.in_flight.fetch_update(Relaxed, Relaxed, |n| (n < calls_max).then_some(n + 1)).is_ok()
     }
 
     pub(crate) fn finish(&self) {

@@ -443,3 +443,47 @@ fn counts_in_flight_come_back_to_nothing() {
     assert!(world.peers.iter().all(|p| p.in_flight() == 0));
     assert!(world.fleet.life_us.load(Relaxed) > 0);
 }
+
+#[test]
+fn a_full_endpoint_is_passed_over_and_when_all_are_full_there_is_none() {
+    for policy in ALL {
+        let mut world = World::new(policy, &[1, 1, 1], 5);
+        world.picker = picker(policy, &world.fleet, &world.peers, &[1, 1, 1]).with_calls_max(4);
+        for _ in 0..12 {
+            world.pick();
+        }
+        assert_eq!(world.picks, [4, 4, 4], "{policy:?}");
+        assert!(world.picker.pick(world.now_us, &mut world.rng, &[]).is_none());
+        world.end(1, world.now_us, Class::Ok);
+        assert_eq!(world.pick(), 1);
+    }
+}
+
+#[test]
+fn who_waits_for_a_full_endpoint_is_not_sent_to_one_that_does_not_answer() {
+    let mut world = World::new(Policy::LeastLoad, &[1, 1], 5);
+    world.picker = picker(Policy::LeastLoad, &world.fleet, &world.peers, &[1, 1]).with_calls_max(8);
+    for _ in 0..2 {
+        while world.pick() != 0 {}
+        world.send(0, None, Class::Ok);
+    }
+    world.advance(STALL_US_MIN * 2);
+    while world.peers[1].in_flight() < 8 {
+        world.picker.spoke(&world.peers[1], world.now_us);
+        world.pick();
+    }
+    let stalled = world.peers[0].in_flight();
+    assert!(stalled < 8 && world.picker.pick(world.now_us, &mut world.rng, &[]).is_none());
+}
+
+#[test]
+fn a_call_that_is_at_an_endpoint_is_sent_beside_it_and_never_there_again() {
+    for policy in ALL {
+        let mut world = World::new(policy, &[1, 1, 1], 5);
+        for _ in 0..50 {
+            let other = world.picker.pick_other(world.now_us, &mut world.rng, &[0, 2]).map(|c| c.item);
+            assert_eq!(other, Some(1), "{policy:?}");
+        }
+        assert!(world.picker.pick_other(world.now_us, &mut world.rng, &[0, 1, 2]).is_none());
+    }
+}
