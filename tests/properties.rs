@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test suite: what cannot be is a failed test")]
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use lookaside_core::{
     config::{PolicyKind, ServiceConfig},
@@ -30,6 +33,7 @@ enum Fact {
     Check { at: u8, how: u8 },
     ClientsFail(u8),
     Word { scope: u8, action: u8, set_at: u8, for_s: u8 },
+    Restart,
     Pass { ms: u32 },
 }
 
@@ -49,6 +53,7 @@ fn fact() -> impl Strategy<Value = Fact> {
         3 => at().prop_map(Fact::ClientsFail),
         2 => (0..12u8, 0..6u8, 0..9u8, 0..30u8)
             .prop_map(|(scope, action, set_at, for_s)| Fact::Word { scope, action, set_at, for_s }),
+        1 => Just(Fact::Restart),
         5 => prop_oneof![1..500u32, 500..5_000u32, 5_000..40_000u32].prop_map(|ms| Fact::Pass { ms }),
     ]
 }
@@ -76,17 +81,52 @@ struct World {
     now: Timestamp,
     sequence: u64,
     snapshot: Snapshot,
+    config: ServiceConfig,
+    starts: u64,
+    /// As on disk.
+    kept: String,
 }
 
 impl World {
     fn new(policy: PolicyKind) -> Self {
-        let mut table = Table::new(1, ServiceConfig::default(), Timestamp(0));
         let mut config = ServiceConfig { policy, subset_size: 5, ..ServiceConfig::default() };
         config.locality.prefer_zone = true;
-        table.apply(Event::ServiceConfigured { service: service(), config }, Timestamp(0)).unwrap();
-        let mut world = Self { table, now: Timestamp(0), sequence: 0, snapshot: Snapshot::default() };
+        Self::with(config)
+    }
+
+    fn with(config: ServiceConfig) -> Self {
+        let mut world = Self {
+            table: Table::new(1, ServiceConfig::default(), Timestamp(0)),
+            now: Timestamp(0),
+            sequence: 0,
+            snapshot: Snapshot::default(),
+            config,
+            starts: 1,
+            kept: String::new(),
+        };
+        world.configure();
         world.turn();
         world
+    }
+
+    fn configure(&mut self) {
+        let configured = Event::ServiceConfigured { service: service(), config: self.config.clone() };
+        self.table.apply(configured, self.now).unwrap();
+    }
+
+    /// The next start, whose clock begins anew.
+    fn restart(&mut self, with_snapshot: bool) {
+        let words = self.table.overrides(self.now);
+        self.starts += 1;
+        self.now = Timestamp(0);
+        self.table = Table::new(self.starts, ServiceConfig::default(), self.now);
+        for word in words {
+            self.table.apply(Event::OverrideSet { word }, self.now).unwrap();
+        }
+        if with_snapshot && !self.kept.is_empty() {
+            self.table.restore(serde_json::from_str(&self.kept).unwrap(), self.now).unwrap();
+        }
+        self.configure();
     }
 
     fn turn(&mut self) {
@@ -95,6 +135,9 @@ impl World {
         if let Some(snapshot) = published {
             assert!(snapshot.version > self.snapshot.version, "versions must grow");
             self.snapshot = (*snapshot).clone();
+        }
+        if let Some(kept) = self.table.keep(self.now) {
+            self.kept = serde_json::to_string(&kept).unwrap();
         }
     }
 
@@ -174,6 +217,7 @@ impl World {
                     remaining: (*for_s > 0).then(|| Duration::from_secs(u64::from(*for_s))),
                 },
             },
+            Fact::Restart => return self.restart(true),
             Fact::Pass { ms } => {
                 let end = self.now.after(Duration::from_millis(u64::from(*ms)));
                 while self.now < end {
@@ -276,6 +320,44 @@ fn check_presence(before: &ServiceSnapshot, after: &ServiceSnapshot) {
     }
 }
 
+/// What was offered is offered, and what was out is out, as far as its mode ignored that.
+fn check_restart(before: &ServiceSnapshot, after: &ServiceSnapshot) {
+    assert_eq!(before.endpoints.len(), after.endpoints.len());
+    for (old, new) in before.endpoints.iter().zip(&after.endpoints) {
+        assert_eq!(old.spec, new.spec);
+        match (old.state, new.state) {
+            (State::Eligible | State::Restored, State::Eligible | State::Restored) => {}
+            // What clients had confirmed before the balancer doubted its checks is judged anew, like all else.
+            (State::Excluded, State::Excluded | State::Restored) => {}
+            (old, new) => assert_eq!(old, new),
+        }
+        assert!(
+            new.state == State::Pending || !new.reasons.is_empty() || new.lease.is_none(),
+            "not heard yet: {new:?}"
+        );
+    }
+}
+
+/// A client's view across restarts: what the contract has it do with complete and incomplete lists.
+#[derive(Default)]
+struct Held {
+    digest: Option<u64>,
+    offered: BTreeMap<Address, bool>,
+}
+
+impl Held {
+    fn receive(&mut self, service: &ServiceSnapshot) {
+        let list = assign(service, &cohorts()[0]);
+        // A client that holds something else gets lists of what was kept as additions alone.
+        let additions_alone = service.stale && self.digest.is_some_and(|held| held != list.digest);
+        if list.complete && !additions_alone {
+            self.offered.clear();
+            self.digest = Some(list.digest);
+        }
+        self.offered.extend(list.endpoints.into_iter().map(|e| (e.spec.address, e.weight > 0)));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -292,10 +374,73 @@ proptest! {
             let after = world.service();
             check_lists(after);
             check_explanations(after, world.now);
-            if !matches!(fact, Fact::Pass { .. }) {
-                check_presence(&before, after);
+            match fact {
+                Fact::Pass { .. } => {}
+                Fact::Restart => check_restart(&before, after),
+                _ => check_presence(&before, after),
             }
         }
+    }
+
+    /// Backends that are alive before, during and after, some of them unknown to the snapshot, come back one by one within
+    /// a lease, their first checks a little later, some of those failing: whoever holds a list keeps all of them.
+    #[test]
+    fn over_a_restart_no_list_that_a_client_holds_loses_a_live_endpoint(
+        with_snapshot: bool,
+        kept in 0..=ENDPOINTS,
+        back_ms in prop::collection::vec(0..14_900u64, usize::from(ENDPOINTS)),
+        check_ms in prop::collection::vec(0..1_000u64, usize::from(ENDPOINTS)),
+        first_fails in prop::collection::vec(prop::bool::weighted(0.2), usize::from(ENDPOINTS)),
+    ) {
+        let mut world = World::with(ServiceConfig { subset_size: 0, ..ServiceConfig::default() });
+        world.happens(&Fact::Pass { ms: 16_000 });
+        let mut disk = String::new();
+        for at in 0..ENDPOINTS {
+            if at == kept {
+                disk.clone_from(&world.kept);
+            }
+            world.happens(&Fact::Register { at, incarnation: 1 });
+            world.happens(&Fact::Check { at, how: 7 });
+            world.turn();
+        }
+        if kept < ENDPOINTS {
+            world.kept = disk;
+        }
+        let mut held = Held::default();
+        held.receive(world.service());
+        prop_assert_eq!(held.offered.len(), usize::from(ENDPOINTS));
+
+        world.restart(with_snapshot);
+        world.turn();
+        held.receive(world.service());
+        // Where the first check failed, another one passes an interval later, while there is time for it.
+        let fails = |at: usize| first_fails[at] && back_ms[at] < 8_000;
+        let checked = |at: usize| back_ms[at] + check_ms[at] + if fails(at) { 5_000 } else { 0 };
+        for tick in 0..200u64 {
+            let (from, to) = (tick * 100, tick * 100 + 100);
+            let due = |ms: u64| (from..to).contains(&ms);
+            world.now = Timestamp(to * 1_000);
+            for at in 0..ENDPOINTS {
+                let index = usize::from(at);
+                if due(back_ms[index]) {
+                    world.happens(&Fact::Register { at, incarnation: 1 });
+                }
+                if back_ms[index] < from && to % 1_000 == 0 {
+                    world.happens(&Fact::Report { at, incarnation: 1, utilization_permille: 100, calls: 1 });
+                }
+                if fails(index) && due(back_ms[index] + check_ms[index]) {
+                    world.happens(&Fact::Check { at, how: 2 });
+                }
+                if due(checked(index)) {
+                    world.happens(&Fact::Check { at, how: 7 });
+                }
+            }
+            world.turn();
+            held.receive(world.service());
+            let live = held.offered.values().filter(|offered| **offered).count();
+            prop_assert_eq!(live, usize::from(ENDPOINTS), "after {} ms: {:?}\n{:#?}", to, held.offered, world.service());
+        }
+        prop_assert!(!world.service().settling && !world.service().stale);
     }
 
     #[test]

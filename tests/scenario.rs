@@ -47,6 +47,9 @@ struct Run {
     snapshot: Snapshot,
     now: Timestamp,
     backends: BTreeMap<String, (Backend, LoadReport)>,
+    /// As on disk.
+    kept: String,
+    starts: u64,
     words: u64,
     out: String,
 }
@@ -58,6 +61,8 @@ impl Run {
             snapshot: Snapshot::default(),
             now: Timestamp(0),
             backends: BTreeMap::new(),
+            kept: String::new(),
+            starts: 0,
             words: 0,
             out: String::new(),
         }
@@ -75,6 +80,23 @@ impl Run {
         if let Some(snapshot) = self.table.publish(self.now) {
             self.snapshot = (*snapshot).clone();
         }
+        if let Some(kept) = self.table.keep(self.now) {
+            self.kept = serde_json::to_string(&kept).unwrap();
+        }
+    }
+
+    /// Another start, with the words that are kept in any case; its clock begins anew.
+    fn restart(&mut self, with_snapshot: bool) {
+        let words = self.table.overrides(self.now);
+        self.starts += 1;
+        self.now = Timestamp(0);
+        self.table = Table::new(7 + self.starts, ServiceConfig::default(), self.now);
+        for word in words {
+            self.event(Event::OverrideSet { word });
+        }
+        if with_snapshot && let Err(refusal) = self.table.restore(serde_json::from_str(&self.kept).unwrap(), self.now) {
+            writeln!(self.out, "refused: {refusal}").unwrap();
+        }
     }
 
     fn line(&mut self, line: &str) {
@@ -88,6 +110,8 @@ impl Run {
             "wait" => self.wait(duration(names[0]), &[]),
             // Time passes without a turn: the balancer was stopped.
             "away" => self.now = self.now.after(duration(names[0])),
+            "restart" => self.restart(true),
+            "restart-without-snapshot" => self.restart(false),
             // Time passes while these keep reporting.
             "live" => self.wait(duration(names[0]), &all[1..]),
             "file" => {

@@ -196,6 +196,9 @@ fn ago(now: Timestamp, then: Timestamp) -> String {
 fn registration(endpoint: &EndpointSnapshot, now: Timestamp) -> String {
     match &endpoint.lease {
         None => "has not registered itself".into(),
+        Some(lease) if lease.restored => {
+            format!("from before the balancer started, {}; not heard of since", ago(now, lease.renewed_at))
+        }
         Some(lease) => {
             let stream = if lease.connected { "open" } else { "broken" };
             format!("report stream {stream}, last sign of life {}", ago(now, lease.renewed_at))

@@ -12,6 +12,7 @@ pub mod decision;
 pub mod event;
 pub mod explain;
 mod hash;
+pub mod kept;
 pub mod limits;
 pub mod model;
 pub mod policy;

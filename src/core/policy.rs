@@ -125,6 +125,8 @@ fn reasons(endpoint: &EndpointSnapshot, priority: usize, tiers: &Tiers<'_>) -> V
 fn lasting(endpoint: &EndpointSnapshot) -> Vec<(Code, String)> {
     let shown = |at: usize, code: Code| match code {
         Code::ClientFailures | Code::ReportStale | Code::NoReportYet => at == 0 && endpoint.state != State::Eligible,
+        // Who is not heard of for a while would be a new list each time, and after a restart one for each backend.
+        Code::DiscoveryStale => false,
         Code::HealthNotServing
         | Code::HealthUnreachable
         | Code::HealthTimeout
@@ -140,7 +142,6 @@ fn lasting(endpoint: &EndpointSnapshot) -> Vec<(Code, String)> {
         | Code::LeaseExpired
         | Code::DiscoveryNotReady
         | Code::DiscoveryRemoved
-        | Code::DiscoveryStale
         | Code::ZoneNotPreferred
         | Code::PriorityNotPreferred
         | Code::SubsetNotSelected

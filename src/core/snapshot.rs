@@ -58,6 +58,8 @@ pub struct ServiceSnapshot {
     pub note: String,
     /// The balancer has not heard everybody yet: lists are not complete.
     pub settling: bool,
+    /// It is what the last start had kept, and not everybody has had the time to speak since: a client may know more.
+    pub stale: bool,
     /// Sorted by address, so that replicas agree.
     pub endpoints: Vec<EndpointSnapshot>,
 }
@@ -212,6 +214,8 @@ pub struct LeaseSnapshot {
     pub reported_at: Option<Timestamp>,
     /// Whether its report stream is open.
     pub connected: bool,
+    /// From before the balancer started: it has not been heard of since.
+    pub restored: bool,
 }
 
 /// Whether an endpoint is offered.

@@ -10,6 +10,7 @@ use std::{
 use crate::{
     config::ServiceConfig,
     event::{Backend, Event, Override},
+    kept::Kept,
     limits::SERVICES_MAX,
     model::{Address, ServiceName, SourceId, Timestamp, Version},
     snapshot::{Mode, ServiceSnapshot, Snapshot, SourceSnapshot, State},
@@ -19,6 +20,7 @@ mod endpoint;
 mod health;
 mod invariant;
 mod judge;
+mod keep;
 mod load;
 mod refusal;
 mod service;
@@ -66,6 +68,9 @@ pub struct Table {
     sources: BTreeMap<SourceId, SourceSnapshot>,
     changed: bool,
     published: Arc<Snapshot>,
+    /// What was kept last, and whether something may have to be kept since.
+    kept: Kept,
+    unkept: bool,
     /// Services whose snapshot is held back, and why.
     broken: BTreeMap<ServiceName, Invariant>,
 }
@@ -85,6 +90,8 @@ impl Table {
             sources: BTreeMap::new(),
             changed: true,
             published: Arc::default(),
+            kept: Kept::default(),
+            unkept: false,
             broken: BTreeMap::new(),
         }
     }
@@ -176,6 +183,9 @@ impl Table {
             }
             self.broken.remove(name);
             if service.snapshot.as_deref() != Some(&after) {
+                let shows_more = service.snapshot.as_ref().is_none_or(|before| before.version != after.version);
+                service.unkept |= shows_more;
+                self.unkept |= shows_more;
                 service.snapshot = Some(Arc::new(after));
                 changed = true;
             }
@@ -264,7 +274,9 @@ impl Table {
             }
             keep
         });
-        self.services.len() != before
+        let forgot = self.services.len() != before;
+        self.unkept |= forgot;
+        forgot
     }
 
     fn notice_absence(&mut self, now: Timestamp) {

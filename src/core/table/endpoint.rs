@@ -33,6 +33,8 @@ pub(super) struct Endpoint {
     /// It joined a service that was already serving, so its share grows from when it is first found usable.
     pub(super) newcomer: bool,
     pub(super) warming_since: Option<Timestamp>,
+    /// Share it had grown to before the balancer itself started anew, permille.
+    pub(super) warmed_permille: u64,
     /// A source named it, or a check found it usable, since it started. Until then it is not offered, and its failures say
     /// nothing about the service.
     pub(super) trusted: bool,
@@ -49,6 +51,8 @@ pub(super) struct Registration {
     pub(super) connected: bool,
     /// Whether its reports are late; kept to notice when they become so.
     pub(super) late: bool,
+    /// From before the balancer started, and not heard of since: for a lease its silence is the balancer's own doing.
+    pub(super) restored: bool,
 }
 
 impl Endpoint {
@@ -66,6 +70,7 @@ impl Endpoint {
             withdrawn_at: None,
             newcomer,
             warming_since: None,
+            warmed_permille: 0,
             trusted: false,
             doubted: false,
             throughput_permille: 1000,
@@ -101,7 +106,7 @@ impl Endpoint {
     }
 
     pub(super) fn stream_is_broken(&self) -> bool {
-        self.registration.as_ref().is_some_and(|r| !r.connected)
+        self.registration.as_ref().is_some_and(|r| !r.connected && (!r.restored || r.late))
     }
 
     pub(super) fn lease_expired(&self, lease: Duration, now: Timestamp) -> bool {
@@ -115,7 +120,7 @@ impl Endpoint {
             return 1000;
         }
         let passed = now.since(since).as_micros() as u64 * 1000 / window.as_micros().max(1) as u64;
-        let step = passed / SLOW_START_STEP_PERMILLE * SLOW_START_STEP_PERMILLE;
+        let step = (self.warmed_permille + passed) / SLOW_START_STEP_PERMILLE * SLOW_START_STEP_PERMILLE;
         step.clamp(SLOW_START_MIN_PERMILLE, 1000)
     }
 }

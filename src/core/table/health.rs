@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::{
     event::CheckOutcome,
+    kept::KeptHealth,
     model::{Timestamp, printable},
     snapshot::{Check, Code},
 };
@@ -43,6 +44,26 @@ pub(super) struct Health {
 impl Health {
     pub(super) fn new() -> Self {
         Self { verdict: Verdict::New, check: None, failure: None, wanted: 1, client_failed_at: None, asked_at: None }
+    }
+
+    /// What was found out before the balancer itself started anew. A check is wanted, as of any new endpoint.
+    pub(super) fn restored(health: KeptHealth) -> Self {
+        match health {
+            KeptHealth::Unknown => Self::new(),
+            KeptHealth::Usable => Self { verdict: Verdict::Up, ..Self::new() },
+            KeptHealth::Unusable { code, detail } => {
+                Self { verdict: Verdict::Down(code, printable(&detail)), ..Self::new() }
+            }
+        }
+    }
+
+    /// What the next start is to know of it.
+    pub(super) fn keep(&self) -> KeptHealth {
+        match &self.verdict {
+            Verdict::New => KeptHealth::Unknown,
+            Verdict::Up => KeptHealth::Usable,
+            Verdict::Down(code, detail) => KeptHealth::Unusable { code: *code, detail: detail.clone() },
+        }
     }
 
     /// A new start of the backend: what was seen of the one before does not count, but a check is wanted.
@@ -104,6 +125,11 @@ impl Health {
     /// Failed checks in a row, the last one included; 0 after a passed one.
     pub(super) fn failed_checks(&self) -> u32 {
         self.check.as_ref().filter(|check| !check.passed).map_or(0, |check| check.streak)
+    }
+
+    /// Whether nobody has looked at it yet.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.verdict == Verdict::New && self.check.is_none()
     }
 
     pub(super) fn is_down(&self) -> bool {

@@ -27,8 +27,15 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Turns evidence into verdicts.
-    pub(super) fn judge<'a>(&mut self, endpoints: impl Iterator<Item = &'a mut Endpoint>, fall: u32, now: Timestamp) {
+    /// Turns evidence into verdicts. For a while after a start some are `unheard`: one of which nothing is known may be
+    /// one that clients were given before, and falls by the same evidence as those that are offered.
+    pub(super) fn judge<'a>(
+        &mut self,
+        endpoints: impl Iterator<Item = &'a mut Endpoint>,
+        fall: u32,
+        unheard: bool,
+        now: Timestamp,
+    ) {
         self.waiting = false;
         if now < self.not_before {
             return;
@@ -45,7 +52,7 @@ impl Judge {
             if endpoint.health.failed_checks() == 0 {
                 continue;
             }
-            let never_offered = endpoint.health.verdict == Verdict::New && !endpoint.trusted;
+            let never_offered = endpoint.health.verdict == Verdict::New && !endpoint.trusted && !unheard;
             let own_silence = endpoint.stream_is_broken() || endpoint.is_late();
             if never_offered || endpoint.health.clients_fail(now) || (own_silence && !was_doubted) {
                 endpoint.health.fall();

@@ -24,11 +24,17 @@ use crate::{
 /// How long a source must say that a service is empty before its last endpoints go.
 const EMPTY_PROOF: Duration = Duration::from_secs(30);
 
+/// How long after the end of settling the first checks of those that turned up before it may take.
+const FIRST_CHECKS: Duration = Duration::from_secs(2);
+
 /// How often figures that order nothing (rates, ages) are refreshed in snapshots.
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// How often time alone is looked at while something is in motion: slow start, late reports, rations.
 const IN_MOTION: Duration = Duration::from_millis(100);
+
+/// So much after a limit it has been passed.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// Weights by throughput: how long a new endpoint has none and how old a report may be (both gRPC A58), how far from the
 /// median of the service a weight may go, and the change worth a new list.
@@ -46,10 +52,14 @@ pub(super) struct Service {
     /// Sources that gave a full answer.
     pub(super) answered: BTreeSet<SourceId>,
     /// Those of them that are silent now: nothing they left unsaid proves anything.
-    silent: BTreeSet<SourceId>,
+    pub(super) silent: BTreeSet<SourceId>,
     pub(super) judge: Judge,
     /// Until then backends that registered before the balancer started may still turn up.
     settled_at: Timestamp,
+    /// It began with what the last start had kept: everybody heard before is in it, and nothing has to settle.
+    pub(super) restored: bool,
+    /// Lists changed since it was kept last.
+    pub(super) unkept: bool,
     /// Something changed that lists may show.
     pub(super) urgent: bool,
     /// Something changed that only figures show.
@@ -71,6 +81,8 @@ impl Service {
             silent: BTreeSet::new(),
             judge: Judge::default(),
             settled_at,
+            restored: false,
+            unkept: true,
             urgent: true,
             soft: false,
             due: now,
@@ -79,8 +91,22 @@ impl Service {
         }
     }
 
+    /// Whether silence about an endpoint means nothing yet.
     pub(super) fn is_settling(&self, now: Timestamp) -> bool {
-        self.answered.is_empty() && now < self.settled_at
+        !self.restored && self.answered.is_empty() && self.may_be_unheard(now)
+    }
+
+    /// Whether clients that resume may know more than was kept: for a lease after the start, unless all who can list have
+    /// answered since.
+    pub(super) fn is_stale(&self, now: Timestamp) -> bool {
+        self.restored && (self.answered.is_empty() || !self.silent.is_empty()) && self.may_be_unheard(now)
+    }
+
+    /// Whether a backend that registered before the start may not be in lists yet: it has a lease to turn up, and one that
+    /// did must have been looked at before a list becomes complete without it.
+    fn may_be_unheard(&self, now: Timestamp) -> bool {
+        let is_owed = |e: &Endpoint| e.joined_at < self.settled_at && e.health.is_unknown() && !e.trusted;
+        now < self.settled_at || (now < self.settled_at.after(FIRST_CHECKS) && self.endpoints.values().any(is_owed))
     }
 
     /// Whether something may have changed since it was last advanced.
@@ -181,7 +207,8 @@ impl Service {
             }
         }
         if let Some(endpoint) = self.endpoints.get_mut(&address) {
-            endpoint.registration = Some(Registration { renewed_at: now, connected: true, late: false });
+            endpoint.registration =
+                Some(Registration { renewed_at: now, connected: true, late: false, restored: false });
             endpoint.withdrawn_at = None;
         }
         self.urgent = true;
@@ -301,7 +328,8 @@ impl Service {
     pub(super) fn advance(&mut self, words: Option<&Words>, now: Timestamp) {
         self.notice_late(now);
         let fall = self.config.health.fall;
-        self.judge.judge(self.endpoints.values_mut(), fall, now);
+        let unheard = self.is_settling(now) || self.is_stale(now);
+        self.judge.judge(self.endpoints.values_mut(), fall, unheard, now);
         for endpoint in self.endpoints.values_mut().filter(|e| e.health.verdict == Verdict::Up) {
             endpoint.trusted = true;
             if std::mem::take(&mut endpoint.newcomer) {
@@ -322,9 +350,10 @@ impl Service {
     }
 
     fn notice_late(&mut self, now: Timestamp) {
-        let limit = self.config.report_period * 2;
+        let (periods, lease) = (self.config.report_period * 2, self.config.lease);
         for endpoint in self.endpoints.values_mut().filter(|e| !e.is_leaving()) {
             let Some(registration) = &mut endpoint.registration else { continue };
+            let limit = if registration.restored { lease } else { periods };
             if !registration.late && now.since(registration.renewed_at) > limit {
                 registration.late = true;
                 endpoint.health.want_check();
@@ -405,14 +434,18 @@ impl Service {
         if in_motion {
             return now.after(IN_MOTION);
         }
-        let late = self.config.report_period * 2 + Duration::from_millis(1);
-        let reports = self
-            .endpoints
-            .values()
-            .filter_map(|e| e.registration.as_ref())
-            .map(|r| if r.late { r.renewed_at.after(lease) } else { r.renewed_at.after(late) });
+        let late = self.config.report_period * 2 + MOMENT;
+        let reports = self.endpoints.values().filter_map(|e| e.registration.as_ref()).map(|r| {
+            r.renewed_at.after(if r.late {
+                lease
+            } else if r.restored {
+                lease + MOMENT
+            } else {
+                late
+            })
+        });
         let evidence = self.endpoints.values().any(|e| e.health.clients_fail(now)).then(|| now.after(REFRESH));
-        let settled = (now < self.settled_at).then_some(self.settled_at);
+        let settled = [self.settled_at, self.settled_at.after(FIRST_CHECKS)].into_iter().find(|at| now < *at);
         let words = words.and_then(Words::due);
         reports.chain(evidence).chain(settled).chain(words).min().unwrap_or(Timestamp(u64::MAX))
     }

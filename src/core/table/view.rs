@@ -50,6 +50,7 @@ pub(super) fn view(service: &Service, light: &Light<'_>) -> ServiceSnapshot {
         mode,
         note,
         settling,
+        stale: service.is_stale(now),
         endpoints,
     };
     if let Some(before) = before.filter(|before| shows_the_same(before, &after)) {
@@ -112,6 +113,7 @@ impl<'a> Face<'a> {
                 renewed_at: registration.renewed_at,
                 reported_at: endpoint.load.reported_at(),
                 connected: registration.connected,
+                restored: registration.restored,
             }),
             sources: sources(endpoint),
             overrides: self.words.words(),
@@ -174,8 +176,9 @@ fn mode(service: &Service, faces: &[Face<'_>], now: Timestamp) -> (Mode, String)
         );
     }
     if service.judge.doubts {
-        let doubted = counted.iter().filter(|face| face.endpoint.doubted).count();
-        let all = counted.len();
+        // Those that nobody offers yet are doubted like the others.
+        let doubted = faces.iter().filter(|face| face.endpoint.doubted).count();
+        let all = counted.len() + faces.iter().filter(|face| face.state == State::Pending).count();
         return (
             Mode::LastGood,
             format!(
@@ -239,7 +242,9 @@ fn reasons(
     }
     match &endpoint.health.verdict {
         Verdict::Down(code, detail) => say(*code, detail),
-        Verdict::New if state == State::Pending => say(Code::HealthPending, "not checked yet"),
+        Verdict::New if state == State::Pending && endpoint.health.failure().is_none() => {
+            say(Code::HealthPending, "not checked yet");
+        }
         Verdict::New | Verdict::Up => {
             if let Some((code, detail)) = endpoint.health.failure() {
                 say(*code, detail);
@@ -257,6 +262,8 @@ fn reasons(
     }
     if endpoint.lease_expired(service.config.lease, now) {
         say(Code::LeaseExpired, "its registration was not renewed");
+    } else if endpoint.registration.as_ref().is_some_and(|r| r.restored) {
+        say(Code::DiscoveryStale, "not heard of since the balancer started");
     } else if endpoint.is_late() {
         say(Code::ReportStale, "no report for two periods");
     } else if endpoint.registration.is_some() && endpoint.load.sequence().is_none() {
@@ -276,8 +283,10 @@ fn reasons(
     if endpoint.load.published_permille() >= 1000 {
         say(Code::Overloaded, "full by its own account");
     }
-    let all_stale = |source: &SourceId| light.sources.get(source).is_some_and(|s| s.stale.is_some());
-    if !endpoint.listed_by.is_empty() && endpoint.registration.is_none() && endpoint.listed_by.iter().all(all_stale) {
+    let is_stale = |source: &SourceId| {
+        service.silent.contains(source) || light.sources.get(source).is_some_and(|s| s.stale.is_some())
+    };
+    if !endpoint.listed_by.is_empty() && endpoint.registration.is_none() && endpoint.listed_by.iter().all(is_stale) {
         say(Code::DiscoveryStale, "its source is silent");
     }
     reasons.into_iter().map(|(code, detail)| Reason { code, detail, since: now }).collect()
@@ -314,7 +323,7 @@ fn shows_the_same(a: &ServiceSnapshot, b: &ServiceSnapshot) -> bool {
             && a.overrides == b.overrides
             && a.reasons.iter().map(|r| (r.code, &r.detail)).eq(b.reasons.iter().map(|r| (r.code, &r.detail)))
     };
-    (a.mode, &a.note, a.settling, &a.config) == (b.mode, &b.note, b.settling, &b.config)
+    (a.mode, &a.note, a.settling, a.stale, &a.config) == (b.mode, &b.note, b.settling, b.stale, &b.config)
         && a.endpoints.len() == b.endpoints.len()
         && a.endpoints.iter().zip(&b.endpoints).all(|(a, b)| same(a, b))
 }
