@@ -3,11 +3,14 @@
 //! sockets, files and services are opened by others. The file is read once, at the start.
 
 use std::{
-    fmt, fs,
+    fs,
+    io::Read as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use crate::limits::CONFIG_FILE_BYTES_MAX;
 
 use lookaside_core::{
     config::ServiceConfig,
@@ -15,59 +18,12 @@ use lookaside_core::{
 };
 
 mod file;
+mod problem;
+mod tree;
 mod value;
 
+pub use problem::{Code, Error, Location, Problem};
 pub use value::Network;
-
-/// Why a configuration cannot be used. Nothing was started.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be read.
-    #[error("{path}: {reason}")]
-    Unreadable {
-        /// Which file.
-        path: String,
-        /// The system's words.
-        reason: String,
-    },
-    /// Not YAML, an unknown key, or a value that is not of its kind. The parser stops at the first.
-    #[error("{path}:{line}:{column}: {reason}")]
-    Malformed {
-        /// Which file.
-        path: String,
-        /// Where, counted from 1; 0 when unknown.
-        line: u64,
-        /// Where, counted from 1; 0 when unknown.
-        column: u64,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Well-formed, but it makes no sense. All mistakes, in the order of the file.
-    #[error("{}", .problems.iter().map(|p| format!("{path}:{p}")).collect::<Vec<_>>().join("\n"))]
-    Invalid {
-        /// Which file.
-        path: String,
-        /// What is wrong.
-        problems: Vec<Problem>,
-    },
-}
-
-/// One mistake and its place.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    /// Counted from 1.
-    pub line: u64,
-    /// Counted from 1.
-    pub column: u64,
-    /// What is wrong, and what would be right.
-    pub reason: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.line, self.column, self.reason)
-    }
-}
 
 /// Everything a balancer is told. The default is a loopback balancer with self-registration.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -86,6 +42,34 @@ pub struct Config {
     pub registration: Registration,
     /// What peers may take.
     pub limits: Limits,
+    /// Where it was read from; `None` when it was not.
+    pub origin: Option<Origin>,
+}
+
+/// A file that is in use, and what of it a running balancer cannot change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Which file.
+    pub path: PathBuf,
+    /// Of the file; flags may say otherwise.
+    listen: Listen,
+    node: Node,
+    data_dir: Option<PathBuf>,
+}
+
+impl Origin {
+    fn new(path: &Path, config: &Config) -> Self {
+        let Config { listen, node, data_dir, .. } = config.clone();
+        Self { path: path.to_owned(), listen, node, data_dir }
+    }
+
+    /// Reads the file again, for a balancer that runs.
+    ///
+    /// # Errors
+    /// As [`Config::load`]; also when the file changes what needs a restart.
+    pub fn read_again(&self) -> Result<Config, Error> {
+        Config::read(&self.path, Some(self))
+    }
 }
 
 /// Where a balancer listens. Port 0 lets the kernel choose.
@@ -192,10 +176,16 @@ impl Config {
     /// # Errors
     /// [`Error`] names the file, the line, the column and the reason; nothing of a file with a mistake is used.
     pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::read(path, None)
+    }
+
+    fn read(path: &Path, running: Option<&Origin>) -> Result<Self, Error> {
         let name = path.display().to_string();
-        let text =
-            fs::read_to_string(path).map_err(|e| Error::Unreadable { path: name.clone(), reason: e.to_string() })?;
-        Self::parse(&name, &text)
+        let text = read(path).map_err(|reason| {
+            Error::new(&name, "", vec![Problem::new(Location::default(), Code::Unreadable, reason)])
+        })?;
+        let config = file::parse(&name, &text, running)?;
+        Ok(Self { origin: Some(Origin::new(path, &config)), ..config })
     }
 
     /// Reads a text; `path` is what errors call it.
@@ -203,8 +193,19 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(path: &str, text: &str) -> Result<Self, Error> {
-        file::parse(path, text)
+        file::parse(path, text, None)
     }
+}
+
+/// The text of a file, or why there is none.
+fn read(path: &Path) -> Result<String, String> {
+    let file = fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut bytes = Vec::new();
+    file.take(CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > CONFIG_FILE_BYTES_MAX {
+        return Err(format!("larger than {} MiB", CONFIG_FILE_BYTES_MAX >> 20));
+    }
+    String::from_utf8(bytes).map_err(|error| format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to()))
 }
 
 /// The host's own name, where the system tells it in a file.

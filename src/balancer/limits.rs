@@ -37,6 +37,9 @@ pub(crate) const SAVE_RETRY: Duration = Duration::from_secs(5);
 /// A larger file of overrides is not read: it is not ours.
 pub(crate) const OVERRIDES_FILE_BYTES_MAX: u64 = 64 << 20;
 
+/// A larger configuration file is refused. 10,000 services with a few endpoints each are about 4 MB.
+pub(crate) const CONFIG_FILE_BYTES_MAX: u64 = 32 << 20;
+
 /// What a peer may have sent on one stream before we have read it. Our messages are small.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 

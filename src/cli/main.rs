@@ -19,6 +19,7 @@ mod serve;
 mod services;
 mod signals;
 mod status;
+mod validate;
 mod version;
 mod view;
 mod watch;
@@ -77,6 +78,7 @@ enum Command {
     Enable(overrides::Enable),
     Weight(overrides::Weight),
     Health(health::Args),
+    Validate(validate::Args),
     Version(version::Args),
 }
 
@@ -117,6 +119,7 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<(), Failure> {
         Command::Enable(args) => overrides::run(&global, args.into()).await,
         Command::Weight(args) => overrides::run(&global, args.try_into()?).await,
         Command::Health(args) => health::run(&global, args).await,
+        Command::Validate(args) => validate::run(&global, args),
         Command::Version(args) => version::run(&global, args),
     }
 }

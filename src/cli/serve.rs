@@ -88,6 +88,7 @@ fn configuration(args: Args) -> Result<Config, Failure> {
                 eprintln!("{}", output::clean(line));
             }
             Failure::new(Exit::Config, format!("{}: invalid configuration, nothing was started", path.display()))
+                .next(format!("lookaside validate -c {}", path.display()))
         })?,
     };
     config.listen.client = args.listen_client.unwrap_or(config.listen.client);

@@ -4,10 +4,11 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use lookaside_core::{config::ServiceConfig, limits::SERVICES_MAX, model::Instance};
 use serde::Deserialize;
-use serde_saphyr::{Location, Spanned};
 
 use super::{
-    Config, Error, Listen, Network, Node, Problem, Registration,
+    Config, Error, Listen, Network, Node, Origin, Registration,
+    problem::{Code, Location, Problem},
+    tree::{self, Spanned},
     value::{Maybe, Socket, Span, or_default},
 };
 
@@ -28,7 +29,7 @@ struct Form {
     listen: ListenForm,
     #[serde(deserialize_with = "or_default")]
     node: NodeForm,
-    data_dir: Option<PathBuf>,
+    data_dir: Maybe<PathBuf>,
     #[serde(deserialize_with = "or_default")]
     defaults: ServiceForm,
     #[serde(deserialize_with = "or_default")]
@@ -62,23 +63,17 @@ struct RegistrationForm {
     allow: Vec<Spanned<String>>,
 }
 
-/// Reads a text; `path` is what errors call it.
-pub(super) fn parse(path: &str, text: &str) -> Result<Config, Error> {
-    let options = serde_saphyr::options! { with_snippet: false };
-    let form: Option<Form> = serde_saphyr::from_str_with_options(text, options).map_err(|e| {
-        let (line, column) = e.location().map_or((0, 0), |at| (at.line(), at.column()));
-        let reason = e.to_string();
-        // The parser puts the place into its words too; ours comes first, in the form that editors jump to.
-        let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
-        Error::Malformed { path: path.to_owned(), line, column, reason }
-    })?;
+/// Reads a text; `path` is what errors call it, `running` what a balancer has that was started with an earlier text.
+pub(super) fn parse(path: &str, text: &str, running: Option<&Origin>) -> Result<Config, Error> {
+    let (form, mistakes) = tree::read::<Form>(text);
     let mut problems = Problems::default();
-    let config = form.unwrap_or_default().into_config(&mut problems);
-    if problems.0.is_empty() {
-        return Ok(config);
+    let config = form.unwrap_or_default().into_config(running, &mut problems);
+    if !mistakes.is_empty() {
+        // What was left out as wrong may be what these miss.
+        problems.0.retain(|problem| !problem.code.needs_the_whole());
+        problems.0.extend(mistakes);
     }
-    problems.0.sort();
-    Err(Error::Invalid { path: path.to_owned(), problems: problems.0 })
+    if problems.0.is_empty() { Ok(config) } else { Err(Error::new(path, text, problems.0)) }
 }
 
 /// What was found so far.
@@ -86,13 +81,13 @@ pub(super) fn parse(path: &str, text: &str) -> Result<Config, Error> {
 struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn add(&mut self, at: Location, reason: impl Into<String>) {
-        self.0.push(Problem { line: at.line(), column: at.column(), reason: reason.into() });
+    fn add(&mut self, at: Location, code: Code, reason: impl Into<String>) {
+        self.0.push(Problem::new(at, code, reason));
     }
 
     /// The parsed value, or the fallback and a problem.
     fn parsed<T, E: ToString>(&mut self, at: Location, value: Result<T, E>) -> Option<T> {
-        value.map_err(|e| self.add(at, e.to_string())).ok()
+        value.map_err(|e| self.add(at, Code::BadValue, e.to_string())).ok()
     }
 
     /// Takes the file's value over the default if it is within the bounds.
@@ -106,39 +101,69 @@ impl Problems {
     ) {
         let Some(from) = from else { return };
         if from.value < min || from.value > max {
-            self.add(from.referenced, format!("{key} is {:?}, allowed is {min:?} to {max:?}", from.value));
+            let reason = format!("{key} is {:?}, allowed is {min:?} to {max:?}", from.value);
+            self.add(from.referenced, Code::OutOfRange, reason);
         }
         *to = from.value;
     }
 
     fn span(&mut self, key: &str, to: &mut Duration, from: &Maybe<Span>, min: Duration) {
-        let from = from.as_ref().map(|s| Spanned::new(s.value.0, s.referenced, s.defined));
+        let from = from.as_ref().map(|s| Spanned { value: s.value.0, referenced: s.referenced });
         self.bounded(key, to, &from, min, DURATION_MAX);
     }
 }
 
 impl Form {
-    fn into_config(self, problems: &mut Problems) -> Config {
+    fn into_config(self, running: Option<&Origin>, problems: &mut Problems) -> Config {
         let name = self.defaults.name.as_ref().map(|name| name.referenced);
         let endpoints = self.defaults.endpoints.as_ref().map(|endpoints| endpoints.referenced);
         for at in name.into_iter().chain(endpoints) {
-            problems.add(at, "defaults are for all services: they have neither a name nor endpoints");
+            problems.add(at, Code::Misplaced, "defaults are for all services: they have neither a name nor endpoints");
         }
         let defaults = self.defaults.config(&ServiceConfig::default(), problems);
         if let Some(first_beyond) = self.services.get(SERVICES_MAX) {
-            problems.add(first_beyond.referenced, format!("more than {SERVICES_MAX} services"));
+            problems.add(first_beyond.referenced, Code::TooMany, format!("more than {SERVICES_MAX} services"));
         }
         let mut names = BTreeSet::new();
         let services =
             self.services.iter().filter_map(|s| s.value.service(s.referenced, &defaults, &mut names, problems));
-        Config {
+        let config = Config {
             services: services.collect(),
             listen: self.listen.listen(problems),
             node: self.node.node(problems),
-            data_dir: self.data_dir,
+            data_dir: self.data_dir.as_ref().map(|dir| dir.value.clone()),
             registration: self.registration.registration(problems),
             limits: self.limits.limits(problems),
             defaults,
+            origin: None,
+        };
+        if let Some(running) = running {
+            self.check_restart(&config, running, problems);
+        }
+        config
+    }
+
+    /// What a balancer was started with, it keeps: its addresses are known, and its name signs words that are kept.
+    fn check_restart(&self, config: &Config, running: &Origin, problems: &mut Problems) {
+        let place = |at: Option<Location>| at.unwrap_or_default();
+        let dir = |dir: &Option<PathBuf>| dir.as_ref().map_or("none".to_owned(), |dir| dir.display().to_string());
+        let (listen, old) = (&config.listen, &running.listen);
+        let client = self.listen.client.as_ref().map(|s| s.referenced);
+        let admin = self.listen.admin.as_ref().map(|s| s.referenced);
+        let metrics = self.listen.metrics.as_ref().map(|s| s.referenced);
+        let node = self.node.id.as_ref().map(|s| s.referenced);
+        let data_dir = self.data_dir.as_ref().map(|s| s.referenced);
+        for (key, at, old, new) in [
+            ("listen.client", client, old.client.to_string(), listen.client.to_string()),
+            ("listen.admin", admin, old.admin.to_string(), listen.admin.to_string()),
+            ("listen.metrics", metrics, old.metrics.to_string(), listen.metrics.to_string()),
+            ("node.id", node, running.node.id.clone(), config.node.id.clone()),
+            ("data_dir", data_dir, dir(&running.data_dir), dir(&config.data_dir)),
+        ] {
+            if old != new {
+                let reason = format!("{key} is now {new} and was {old}: that needs a restart of the balancer");
+                problems.add(place(at), Code::NeedsRestart, reason);
+            }
         }
     }
 }
@@ -153,7 +178,7 @@ impl ListenForm {
             if let Some(from) = from {
                 *to = from.value.0;
                 if to.port() != 0 && taken.contains(to) {
-                    problems.add(from.referenced, format!("{to} is taken by another listener"));
+                    problems.add(from.referenced, Code::Duplicate, format!("{to} is taken by another listener"));
                 }
             }
             taken.push(*to);
@@ -167,9 +192,11 @@ impl NodeForm {
         let mut node = Node::default();
         if let Some(id) = &self.id {
             match Instance::parse(&id.value) {
-                Ok(_) if id.value.is_empty() => problems.add(id.referenced, "node.id is empty"),
+                Ok(_) if id.value.is_empty() => problems.add(id.referenced, Code::BadValue, "node.id is empty"),
                 Ok(_) => node.id.clone_from(&id.value),
-                Err(_) => problems.add(id.referenced, "node.id is at most 253 bytes without white space"),
+                Err(_) => {
+                    problems.add(id.referenced, Code::BadValue, "node.id is at most 253 bytes without white space")
+                }
             }
         }
         node

@@ -6,16 +6,39 @@ use lookaside_core::{
 use super::*;
 
 fn problems(text: &str) -> Vec<String> {
-    match Config::parse("f", text) {
-        Err(Error::Invalid { problems, .. }) => problems.iter().map(Problem::to_string).collect(),
-        other => panic!("{other:?}"),
-    }
+    let error = Config::parse("f", text).expect_err(text);
+    error.problems.iter().map(Problem::to_string).collect()
 }
 
 #[test]
 fn the_file_in_deploy_names_every_key_and_says_the_defaults() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/lookaside.yaml");
-    assert_eq!(Config::load(&path).unwrap(), Config::default());
+    let config = Config::load(&path).unwrap();
+    assert_eq!(config.origin.as_ref().map(|origin| &origin.path), Some(&path));
+    assert_eq!(Config { origin: None, ..config }, Config::default());
+}
+
+/// A file per code in `tests/fixtures/config/`, and beside it what is said of it. `UPDATE=1` rewrites that.
+#[test]
+fn every_code_has_a_file_that_shows_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/config");
+    for code in Code::ALL {
+        let name = code.name();
+        let path = folder.join(format!("{name}.yaml"));
+        assert!(path.exists(), "{name} ({code:?}) has no file {}", path.display());
+        // What a running balancer cannot change is wrong only for one that runs: here, one with the defaults.
+        let running = (code == Code::NeedsRestart).then(|| Origin::new(&path, &Config::default()));
+        let mut error = Config::read(&path, running.as_ref()).expect_err(name);
+        assert!(error.problems.iter().all(|problem| problem.code == code), "{error}");
+        error.path = format!("{name}.yaml");
+        let told = folder.join(format!("{name}.txt"));
+        if std::env::var_os("UPDATE").is_some() {
+            fs::write(&told, error.pictures()).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&told).unwrap_or_default(), error.pictures(), "{}", told.display());
+    }
+    let files = fs::read_dir(&folder).unwrap().count();
+    assert_eq!(files, Code::ALL.len() * 2, "a file of no code in {}", folder.display());
 }
 
 #[test]
@@ -57,28 +80,105 @@ services:
 }
 
 #[test]
-fn an_unknown_key_is_refused_with_its_place() {
-    for (text, line, column, word) in [
-        ("listn: {}\n", 1, 1, "listn"),
-        ("services:\n  - name: a\n    leese: 5s\n", 3, 5, "leese"),
-        ("services:\n  - name: a\n    endpoints: [{address: 'a:1', wait: 5}]\n", 3, 34, "wait"),
-        ("defaults:\n  lease: 5\n", 2, 10, "duration"),
-        ("defaults:\n  panic_threshold: 200%\n", 2, 20, "percentage"),
-        ("listen: { client: here }\n", 1, 19, "port"),
-        ("defaults: { policy: fastest }\n", 1, 21, "fastest"),
-        ("registration: { enabled: true, enabled: false }\n", 1, 32, "enabled"),
+fn a_mistake_of_form_is_told_with_its_place_and_what_would_be_right() {
+    for (text, told) in [
+        ("listn: {}\n", "1:1: LKS0103: unknown key `listn`; did you mean `listen`? (known here: listen, node,"),
+        ("services:\n  - name: a\n    leese: 5s\n", "3:5: LKS0103: unknown key `leese`; did you mean `lease`?"),
+        ("services:\n  - name: a\n    endpoints: [{address: 'a:1', wait: 5}]\n", "3:34: LKS0103: unknown key `wait`"),
+        ("services:\n  - name: a\n    endpoints: [{weight: 5}]\n", "3:17: LKS0105: the key `address` is missing"),
+        ("services:\n  - name: a\n    endpoints: {a: 1}\n", "3:16: LKS0106: this is a mapping, expected is a list"),
+        ("services:\n  - name: a\n    endpoints: [5]\n", "3:17: LKS0106: this is `5`, expected is host:port, or a"),
+        ("services:\n  - name:\n", "2:5: LKS0105: a service needs a `name`"),
+        ("services: {name: a}\n", "1:11: LKS0106: this is a mapping, expected is a list"),
+        ("services: [null]\n", "1:12: LKS0106: this is empty, expected is a mapping"),
+        ("defaults:\n  lease: 5\n", "2:10: LKS0108: `5` is not a duration"),
+        ("defaults:\n  lease: [5s]\n", "2:10: LKS0106: this is a list, expected is a text"),
+        ("defaults:\n  panic_threshold: 200%\n", "2:20: LKS0108: `200%` is not a percentage"),
+        ("defaults: { health: { fall: -1 } }\n", "1:29: LKS0109: this is `-1`, expected is a whole number from 0"),
+        (
+            "defaults: { health: { fall: often } }\n",
+            "1:29: LKS0106: this is `often`, expected is a whole number from 0",
+        ),
+        ("listen: { client: here }\n", "1:19: LKS0108: `here` is not an IP address and port"),
+        ("defaults: { policy: fastest }\n", "1:21: LKS0107: unknown word `fastest` (known here: least_load,"),
+        (
+            "defaults: { policy: round-robin }\n",
+            "1:21: LKS0107: unknown word `round-robin`; did you mean `round_robin`?",
+        ),
+        ("registration: { enabled: true, enabled: false }\n", "1:32: LKS0104: "),
+        ("registration: { enabled: yes }\n", "1:26: LKS0106: this is `yes`, expected is true or false"),
+        ("registration: { allow: 10.0.0.0/8 }\n", "1:24: LKS0106: this is `10.0.0.0/8`, expected is a list"),
+        ("- 1\n", "1:1: LKS0106: this is a list, expected is a mapping"),
+        ("a: [\n", "LKS0102: "),
     ] {
-        let error = Config::parse("f.yaml", text).unwrap_err();
+        let error = Config::parse("f.yaml", text).expect_err(text);
         let shown = error.to_string();
-        match error {
-            Error::Malformed { line: l, column: c, reason, .. } => {
-                assert_eq!((l, c), (line, column), "{text}: {reason}");
-                assert!(reason.contains(word), "{reason}");
-            }
-            other => panic!("{other:?}"),
-        }
-        assert!(shown.starts_with(&format!("f.yaml:{line}:{column}: ")), "{shown}");
+        assert!(error.problems.len() == 1 && shown.contains(told), "{text}: {shown}");
+        assert!(shown.starts_with("f.yaml:"), "{shown}");
     }
+}
+
+#[test]
+fn mistakes_of_form_are_found_together_and_hide_no_others() {
+    let text = "
+listn: {}
+defaults:
+  lease: 5
+  policy: fastest
+  health: { interval: 1s, deadline: 2s, rise: 0 }
+  retry_budget: 200%
+services:
+  - name: a
+    endpoints: [{ address: 'a:1', wait: 1, weight: 0 }, { address: 'a:2', weight: x }, 'b:1', 'b:1']
+  - nam: b
+  - 7
+registration: { allow: [x], enabled: maybe }
+";
+    let places: Vec<_> = Config::parse("f", text).unwrap_err().problems;
+    let places: Vec<_> = places.iter().map(|p| (p.at.line, p.at.column, p.code)).collect();
+    let expected = [
+        (2, 1, Code::UnknownKey),
+        (4, 10, Code::BadValue),
+        (5, 11, Code::UnknownWord),
+        // That the deadline is not shorter than the interval waits until the file can be read as a whole.
+        (6, 47, Code::OutOfRange),
+        (7, 17, Code::BadValue),
+        (10, 17, Code::OutOfRange),
+        (10, 35, Code::UnknownKey),
+        (10, 83, Code::WrongKind),
+        (10, 95, Code::Duplicate),
+        (11, 5, Code::UnknownKey),
+        (12, 5, Code::WrongKind),
+        (13, 25, Code::BadValue),
+        (13, 38, Code::WrongKind),
+    ];
+    assert_eq!(places, expected, "{}", Config::parse("f", text).unwrap_err().pictures());
+}
+
+#[test]
+fn numbers_are_texts_where_texts_are_wanted_as_they_were_written() {
+    let text = "node: { id: 0010 }\ndata_dir: 1.50\nservices: [{ name: 12 }, { name: true }]";
+    let config = Config::parse("f", text).unwrap();
+    assert_eq!((config.node.id.as_str(), config.data_dir), ("0010", Some("1.50".into())));
+    let names: Vec<_> = config.services.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["12", "true"]);
+}
+
+#[test]
+fn what_stands_behind_an_anchor_is_told_where_it_is_used() {
+    let text = "defaults: { slow_start: &long 48h, lease: *long }\n";
+    assert_eq!(problems(text).len(), 2, "{:?}", problems(text));
+    let text = "services:\n  - &a { name: a, policy: round_robin }\n  - { <<: *a, name: b }\n";
+    let config = Config::parse("f", text).unwrap();
+    assert_eq!(config.services[1].config.policy, PolicyKind::RoundRobin);
+}
+
+#[test]
+fn a_file_full_of_mistakes_is_given_up_after_a_hundred() {
+    let text: String = (0..500).map(|at| format!("key{at}: 1\n")).collect();
+    assert_eq!(Config::parse("f", &text).unwrap_err().problems.len(), 100);
+    let deep = "[".repeat(20_000);
+    assert_eq!(Config::parse("f", &deep).unwrap_err().problems.len(), 1);
 }
 
 #[test]
@@ -111,7 +211,7 @@ limits: { connections: 0, keepalive_interval: 0s, drain_deadline: 48h }
         ("10:37", "weight"),
         ("10:66", "priority"),
         ("11:11", "twice"),
-        ("12:5", "needs a name"),
+        ("12:5", "needs a `name`"),
         ("13:25", "0 to 32"),
         ("14:24", "connections"),
         ("14:47", "keepalive"),
@@ -119,7 +219,7 @@ limits: { connections: 0, keepalive_interval: 0s, drain_deadline: 48h }
     ];
     for (place, word) in expected {
         assert!(
-            found.iter().any(|p| p.starts_with(&format!("{place}: ")) && p.contains(word)),
+            found.iter().any(|p| p.starts_with(&format!("{place}: LKS")) && p.contains(word)),
             "{place} {word}: {found:#?}"
         );
     }

@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
+use super::tree::Spanned;
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
-use serde_saphyr::Spanned;
 
 /// Addresses with the same first bits, as in 10.0.0.0/8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,10 +7,13 @@ use lookaside_core::{
     limits::METHOD_RULES_MAX,
 };
 use serde::Deserialize;
-use serde_saphyr::{Location, Spanned};
 
 use super::Problems;
-use crate::config::value::{Maybe, Percent, Span};
+use crate::config::{
+    problem::{Code, Location},
+    tree::Spanned,
+    value::{Maybe, Percent, Span},
+};
 
 /// Calls in flight on one endpoint: beyond this a limit limits nothing.
 const ENDPOINT_CALLS_MAX: u32 = 1_000_000;
@@ -50,13 +53,13 @@ impl CallForm<'_> {
         calls.hedge_budget_percent = self.hedge_budget.map_or(calls.hedge_budget_percent, |p| p.0);
         let Some(methods) = self.methods else { return };
         if let Some(beyond) = methods.value.get(METHOD_RULES_MAX) {
-            problems.add(beyond.referenced, format!("more than {METHOD_RULES_MAX} rules for methods"));
+            problems.add(beyond.referenced, Code::TooMany, format!("more than {METHOD_RULES_MAX} rules for methods"));
         }
         let mut paths = BTreeSet::new();
         let rules = methods.value.iter().filter_map(|form| {
             let rule = form.value.rule(form.referenced, problems)?;
             if !paths.insert(rule.path.clone()) {
-                problems.add(form.referenced, format!("there is a rule for {} already", rule.path));
+                problems.add(form.referenced, Code::Duplicate, format!("there is a rule for {} already", rule.path));
             }
             Some(rule)
         });
@@ -67,8 +70,11 @@ impl CallForm<'_> {
 impl MethodForm {
     fn rule(&self, at: Location, problems: &mut Problems) -> Option<MethodRule> {
         let Some(path) = &self.path else {
-            problems
-                .add(at, "a rule needs a path: /package.Service/Method, /package.Service/, or \"\" for every method");
+            problems.add(
+                at,
+                Code::MissingKey,
+                "a rule needs a path: /package.Service/Method, /package.Service/, or \"\" for every method",
+            );
             return None;
         };
         let path = problems.parsed(path.referenced, MethodPath::parse(&path.value))?;
@@ -103,6 +109,7 @@ impl MethodForm {
         for (key, at) in attempts.into_iter().chain(hedge).filter(|_| !rule.idempotent) {
             problems.add(
                 at,
+                Code::NotIdempotent,
                 format!(
                     "{key} without `idempotent: true`: a call whose answer was lost may have been executed, and this \
                      would execute it again"
@@ -113,10 +120,10 @@ impl MethodForm {
         let backoff = self.backoff.as_ref().map(|at| ("backoff", at.referenced));
         let backoff_max = self.backoff_max.as_ref().map(|at| ("backoff_max", at.referenced));
         for (key, at) in [retry_on, backoff, backoff_max].into_iter().flatten().filter(|_| !retries) {
-            problems.add(at, format!("{key} without `attempts` of 2 or more: nothing is tried again"));
+            problems.add(at, Code::NoEffect, format!("{key} without `attempts` of 2 or more: nothing is tried again"));
         }
         if let Some(hedges) = self.hedges.as_ref().filter(|_| !is_hedged) {
-            problems.add(hedges.referenced, "hedges without `hedge_after`: nothing is hedged");
+            problems.add(hedges.referenced, Code::NoEffect, "hedges without `hedge_after`: nothing is hedged");
         }
     }
 
@@ -125,6 +132,7 @@ impl MethodForm {
         if let Some(at) = at.filter(|_| rule.backoff > rule.backoff_max) {
             problems.add(
                 at.referenced,
+                Code::Conflict,
                 format!("backoff ({:?}) must not be longer than backoff_max ({:?})", rule.backoff, rule.backoff_max),
             );
         }
@@ -132,6 +140,7 @@ impl MethodForm {
         if let Some(at) = self.hedge_after.as_ref().filter(|_| is_late) {
             problems.add(
                 at.referenced,
+                Code::Conflict,
                 format!("hedge_after ({:?}) must be shorter than deadline ({:?})", rule.hedge_after, rule.deadline),
             );
         }

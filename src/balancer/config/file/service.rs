@@ -8,7 +8,6 @@ use lookaside_core::{
     model::{self, Address, EndpointSpec, Instance, Locality, ServiceName},
 };
 use serde::Deserialize;
-use serde_saphyr::{Location, Spanned};
 
 use super::{
     Problems,
@@ -16,6 +15,8 @@ use super::{
 };
 use crate::config::{
     Service,
+    problem::{Code, Location},
+    tree::Spanned,
     value::{Endpoint, EndpointForm, Maybe, Percent, Span, or_default},
 };
 
@@ -97,14 +98,18 @@ impl ServiceForm {
         if let Some(at) = at.filter(|_| deadline >= interval) {
             problems.add(
                 at.referenced,
+                Code::Conflict,
                 format!("health.deadline ({deadline:?}) must be shorter than health.interval ({interval:?})"),
             );
         }
         let (lease, period) = (config.lease, config.report_period);
         let at = [&self.lease, &self.report_period].into_iter().flatten().next();
         if let Some(at) = at.filter(|_| lease < period * 3) {
-            problems
-                .add(at.referenced, format!("lease ({lease:?}) must last three report periods ({period:?}) or more"));
+            problems.add(
+                at.referenced,
+                Code::Conflict,
+                format!("lease ({lease:?}) must last three report periods ({period:?}) or more"),
+            );
         }
     }
 
@@ -118,12 +123,12 @@ impl ServiceForm {
         let config = self.config(defaults, problems);
         let endpoints = self.endpoints.as_ref().map(|listed| endpoints(listed, problems));
         let Some(name) = &self.name else {
-            problems.add(at, "a service needs a name");
+            problems.add(at, Code::MissingKey, "a service needs a `name`");
             return None;
         };
         let parsed = problems.parsed(name.referenced, ServiceName::parse(&name.value))?;
         if !names.insert(parsed.clone()) {
-            problems.add(name.referenced, format!("service {parsed} is there twice"));
+            problems.add(name.referenced, Code::Duplicate, format!("service {parsed} is there twice"));
         }
         Some(Service { name: parsed, config, endpoints })
     }
@@ -131,7 +136,7 @@ impl ServiceForm {
 
 fn endpoints(listed: &Spanned<Vec<Spanned<Endpoint>>>, problems: &mut Problems) -> Vec<EndpointSpec> {
     if listed.value.len() > ENDPOINTS_PER_SERVICE_MAX {
-        problems.add(listed.referenced, format!("more than {ENDPOINTS_PER_SERVICE_MAX} endpoints"));
+        problems.add(listed.referenced, Code::TooMany, format!("more than {ENDPOINTS_PER_SERVICE_MAX} endpoints"));
     }
     let mut addresses = BTreeSet::new();
     let mut endpoints = Vec::with_capacity(listed.value.len());
@@ -139,13 +144,17 @@ fn endpoints(listed: &Spanned<Vec<Spanned<Endpoint>>>, problems: &mut Problems) 
         let at = form.referenced;
         let Some(spec) = problems.parsed(at, spec(&form.value.0)) else { continue };
         if !addresses.insert(spec.address.clone()) {
-            problems.add(at, format!("endpoint {} is there twice", spec.address));
+            problems.add(at, Code::Duplicate, format!("endpoint {} is there twice", spec.address));
         }
         if !(1..=WEIGHT_MAX).contains(&spec.weight) {
-            problems.add(at, format!("weight is {}, allowed is 1 to {WEIGHT_MAX}", spec.weight));
+            problems.add(at, Code::OutOfRange, format!("weight is {}, allowed is 1 to {WEIGHT_MAX}", spec.weight));
         }
         if spec.priority > PRIORITY_MAX {
-            problems.add(at, format!("priority is {}, allowed is 0 to {PRIORITY_MAX}", spec.priority));
+            problems.add(
+                at,
+                Code::OutOfRange,
+                format!("priority is {}, allowed is 0 to {PRIORITY_MAX}", spec.priority),
+            );
         }
         endpoints.push(spec);
     }
