@@ -4,9 +4,10 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "lookaside/v1/common.proto",
     "lookaside/v1/pick.proto",
+    "lookaside/v1/cache.proto",
     "lookaside/v1/report.proto",
     "lookaside/v1/probe.proto",
     "lookaside/v1/admin.proto",

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 
-pub use builder::Builder;
+pub use builder::{Builder, CACHE_DIR_VARIABLE};
 
 use crate::{
     Error, Snapshot,

@@ -40,6 +40,8 @@ mod attempt;
 #[cfg(feature = "transport")]
 mod backoff;
 #[cfg(feature = "transport")]
+mod cache;
+#[cfg(feature = "transport")]
 mod call;
 #[cfg(feature = "transport")]
 mod channel;
@@ -64,6 +66,8 @@ mod pool;
 #[cfg(feature = "transport")]
 mod replay;
 #[cfg(feature = "transport")]
+mod resolve;
+#[cfg(feature = "transport")]
 mod response;
 #[cfg(feature = "transport")]
 mod snapshot;
@@ -75,7 +79,7 @@ mod target;
 mod why;
 
 #[cfg(feature = "transport")]
-pub use channel::{Builder, Channel, TARGET_VARIABLE};
+pub use channel::{Builder, CACHE_DIR_VARIABLE, Channel, TARGET_VARIABLE};
 #[cfg(feature = "transport")]
 pub use error::Error;
 #[cfg(feature = "transport")]

@@ -1,40 +1,32 @@
 //! Keeps a pick stream to one balancer and puts the lists it brings to use. While there is no balancer the last list serves;
 //! nothing that happens here can take an endpoint away but a list that says so.
 
+mod opening;
 mod plan;
+mod requests;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use lookaside_proto::v1::{
-    Ack, HeldList, Hello, Outcomes, PickRequest, PickResponse, Subscribe, Tick, balancer_client::BalancerClient,
-    pick_request, pick_response,
-};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep, sleep_until, timeout},
-};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport;
+use lookaside_proto::v1::{Ack, PickResponse, Tick, pick_request, pick_response};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    backoff::Backoff,
-    error::{cut, flatten},
+    cache::Cache,
+    error::cut,
     list::{self, List},
     picker::Rng,
     pool::Pool,
     snapshot::ListSource,
 };
-use plan::Plan;
+use opening::Opened;
+use plan::{Plan, Refusal};
+use requests::Requests;
 
-const SDK: &str = concat!("lookaside-rust/", env!("CARGO_PKG_VERSION"));
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A balancer that has accepted the connection must answer the stream within this.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Without a word for this long a stream is dead, whatever the connection looks like.
+/// Without a word for this long, three heartbeats, a stream is dead, whatever the connection looks like.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// The same where the balancer knows no such service, and so has nothing to repeat: another one may know it.
+/// The same where the balancer said that it knows no such service, and so has nothing to repeat: another one may know it.
 const SILENCE_UNKNOWN_MAX: Duration = Duration::from_secs(60);
-const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// Back-off after a failure, of each balancer by itself.
 const RECONNECT_FIRST: Duration = Duration::from_millis(500);
 const RECONNECT_LONGEST: Duration = Duration::from_secs(5);
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
@@ -42,11 +34,7 @@ const REPORT_PERIOD_MIN: Duration = Duration::from_millis(100);
 const REPORT_PERIOD_MAX: Duration = Duration::from_secs(60);
 /// Suspicions are told at once, but not more often than this.
 const ALARM_INTERVAL_MIN: Duration = Duration::from_millis(50);
-/// Requests that may wait for a slow balancer; beyond that the stream is given up.
-const REQUESTS_WAITING_MAX: usize = 64;
 const NOT_READ: &str = "the balancer does not read the stream";
-/// A list beyond this is refused by the transport, bytes.
-const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -58,52 +46,59 @@ pub(crate) struct Identity {
 /// How a session with a balancer ended.
 #[derive(Debug)]
 enum End {
-    /// For this reason; `useful` when it brought anything.
-    Lost {
-        reason: String,
-        useful: bool,
-    },
+    Lost(Refusal),
     Redirected(Vec<String>),
 }
 
-/// Asks one balancer after the other, for as long as it is polled.
-pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<String>, fallback: Vec<String>) {
-    let seed = pool.rng().next_u64();
-    let mut plan = Plan::new(balancers, seed);
-    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST, seed);
+impl End {
+    fn lost(reason: impl Into<String>) -> Self {
+        Self::Lost(Refusal { reason: reason.into(), unreachable: false, pushback: None })
+    }
+}
+
+/// Keeps a stream to one balancer after the other, for as long as it is polled.
+pub(crate) async fn run(
+    pool: Arc<Pool>,
+    identity: Identity,
+    balancers: Vec<String>,
+    fallback: Vec<String>,
+    cache: Option<&Cache>,
+) {
+    let mut rng = pool.rng();
+    let mut plan = Plan::new(&balancers, pool.rng());
+    plan.resolve().await;
     loop {
-        let balancer = plan.next();
+        let opened = opening::open(&pool, &identity, &mut plan, || expire_list(&pool, &fallback)).await;
         let began = Instant::now();
-        let end = session(&pool, &identity, &balancer).await;
-        if began.elapsed() >= RECONNECT_LONGEST {
-            plan.settle();
+        let place = opened.place.clone();
+        let balancer = place.address.to_string();
+        pool.drop_old_outcomes();
+        pool.change_view(|view| view.connected(balancer.clone()));
+        let end = Session::run(&pool, cache, opened).await;
+        let now = Instant::now();
+        if now - began >= RECONNECT_LONGEST {
+            plan.proved(&place);
         }
+        let mut in_a_hurry = !pool.has_list();
         match end {
             End::Redirected(to) => {
                 tracing::debug!(service = pool.service, balancer, ?to, "redirected");
                 pool.change_view(|view| view.disconnected(format!("redirected by {balancer}")));
-                if plan.redirect(to) {
-                    continue;
-                }
+                in_a_hurry &= plan.redirect(&place, &to, now).await;
             }
-            End::Lost { reason, useful } => {
-                plan.settle();
-                if useful {
-                    tracing::info!(
-                        service = pool.service,
-                        balancer,
-                        reason,
-                        "pick stream lost; the list keeps serving"
-                    );
-                    backoff.reset();
-                } else {
-                    tracing::debug!(service = pool.service, balancer, reason, "no pick stream");
-                }
+            End::Lost(refusal) => {
+                let reason = &refusal.reason;
+                tracing::info!(service = pool.service, balancer, reason, "pick stream lost; the list keeps serving");
                 pool.change_view(|view| view.disconnected(format!("{balancer}: {reason}")));
+                plan.failed(&place, &refusal, now);
             }
         }
         expire_list(&pool, &fallback);
-        sleep(backoff.next()).await;
+        plan.resolve().await;
+        if !in_a_hurry {
+            // Whoever holds a list can wait: a crowd that was cut off together does not come to the next one together.
+            sleep(Duration::from_millis(rng.below(RECONNECT_FIRST.as_millis() as u64))).await;
+        }
     }
 }
 
@@ -111,8 +106,8 @@ pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<Stri
 fn expire_list(pool: &Pool, fallback: &[String]) {
     let expired = pool.with_view(|view| {
         let time_to_live_ms = view.balancers_list().map_or(0, |l| l.time_to_live_ms);
-        let heard = view.heard_at.map_or(Duration::ZERO, |at| at.elapsed());
-        time_to_live_ms > 0 && heard > Duration::from_millis(time_to_live_ms)
+        let age = view.list_age().unwrap_or_default();
+        time_to_live_ms > 0 && age > Duration::from_millis(time_to_live_ms)
     });
     if expired && fallback.is_empty() {
         pool.forget();
@@ -121,84 +116,34 @@ fn expire_list(pool: &Pool, fallback: &[String]) {
     }
 }
 
-async fn session(pool: &Arc<Pool>, identity: &Identity, balancer: &str) -> End {
-    let lost = |reason: String| End::Lost { reason, useful: false };
-    let endpoint = match transport::Endpoint::from_shared(format!("http://{balancer}")) {
-        Ok(endpoint) => endpoint,
-        Err(error) => return lost(flatten(&error)),
-    };
-    let endpoint = endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_INTERVAL)
-        .keep_alive_while_idle(true);
-    let channel = match timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
-        Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => return lost(flatten(&error)),
-        Err(_) => return lost(format!("no connection within {CONNECT_TIMEOUT:?}")),
-    };
-    let (requests, waiting) = mpsc::channel(REQUESTS_WAITING_MAX);
-    let greeting = [
-        pick_request::Kind::Hello(hello(pool, identity)),
-        pick_request::Kind::Subscribe(Subscribe { service: pool.service.clone() }),
-    ];
-    for kind in greeting {
-        if requests.try_send(PickRequest { kind: Some(kind) }).is_err() {
-            return lost("the stream takes no requests".to_owned());
-        }
-    }
-    let mut client = BalancerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let stream = match timeout(ANSWER_TIMEOUT, client.pick(ReceiverStream::new(waiting))).await {
-        Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return lost(in_words(&status)),
-        Err(_) => return lost(format!("no answer within {ANSWER_TIMEOUT:?}")),
-    };
-    pool.drop_old_outcomes();
-    pool.change_view(|view| view.connected(balancer.to_owned()));
-    Session {
-        pool,
-        balancer,
-        requests,
-        period: REPORT_PERIOD,
-        rng: pool.rng(),
-        useful: false,
-        silence_max: SILENCE_UNKNOWN_MAX,
-    }
-    .run(stream)
-    .await
-}
-
-fn hello(pool: &Pool, identity: &Identity) -> Hello {
-    let held = pool.with_view(|view| {
-        view.balancers_list().map(|list| HeldList {
-            service: pool.service.clone(),
-            version: list.version.map(to_wire),
-            digest: list.digest,
-            endpoints: list.endpoints.iter().filter(|e| e.weight > 0).map(|e| e.address.clone()).collect(),
-        })
-    });
-    Hello {
-        client_id: pool.client_id.clone(),
-        locality: identity.locality.clone(),
-        labels: identity.labels.clone(),
-        sdk: SDK.to_owned(),
-        held: held.into_iter().collect(),
-    }
-}
-
 struct Session<'a> {
     pool: &'a Arc<Pool>,
-    balancer: &'a str,
-    requests: mpsc::Sender<PickRequest>,
+    cache: Option<&'a Cache>,
+    balancer: String,
+    requests: Requests,
     period: Duration,
     rng: Rng,
-    useful: bool,
     silence_max: Duration,
+    /// The last list that came, while it is incomplete and there is a cache that waits for it to be complete.
+    incomplete: Option<lookaside_proto::v1::List>,
 }
 
-impl Session<'_> {
-    async fn run(mut self, mut stream: tonic::Streaming<PickResponse>) -> End {
+impl<'a> Session<'a> {
+    async fn run(pool: &'a Arc<Pool>, cache: Option<&'a Cache>, opened: Opened) -> End {
+        let mut session = Self {
+            pool,
+            cache,
+            balancer: opened.place.address.to_string(),
+            requests: opened.requests,
+            period: REPORT_PERIOD,
+            rng: pool.rng(),
+            silence_max: SILENCE_MAX,
+            incomplete: None,
+        };
+        session.follow(opened.stream).await
+    }
+
+    async fn follow(&mut self, mut stream: tonic::Streaming<PickResponse>) -> End {
         let mut heard = Instant::now();
         let mut reported = Instant::now();
         let mut report_at = reported + self.jittered_period();
@@ -214,29 +159,25 @@ impl Session<'_> {
                         }
                         // A kind from a newer contract.
                         Ok(Some(PickResponse { kind: None })) => {}
-                        Ok(None) => return self.lost("the balancer ended the stream".to_owned()),
-                        Err(status) => return self.lost(in_words(&status)),
+                        Ok(None) => return End::lost("the balancer ended the stream"),
+                        Err(status) => return End::Lost(opening::refusal(&status)),
                     }
                 }
                 () = sleep_until(heard + self.silence_max) => {
-                    return self.lost(format!("no word for {:?}", self.silence_max));
+                    return End::lost(format!("no word for {:?}", self.silence_max));
                 }
                 () = self.pool.alarmed() => {
                     report_at = report_at.min(reported + ALARM_INTERVAL_MIN).max(Instant::now());
                 }
                 () = sleep_until(report_at) => {
-                    if let Some(end) = self.report() {
-                        return end;
+                    if self.requests.tell_outcomes().is_some_and(|since| since.elapsed() > SILENCE_MAX) {
+                        return End::lost(NOT_READ);
                     }
                     reported = Instant::now();
                     report_at = reported + self.jittered_period();
                 }
             }
         }
-    }
-
-    fn lost(&self, reason: String) -> End {
-        End::Lost { reason, useful: self.useful }
     }
 
     /// Acts on one message. `Some` when the session is over.
@@ -247,7 +188,6 @@ impl Session<'_> {
             pick_response::Kind::ServiceError(error) if error.service == self.pool.service => {
                 let trouble = cut(format!("{} says {}: {}", self.balancer, error.reason, error.message));
                 tracing::info!(service = error.service, trouble, "no list");
-                self.useful = true;
                 self.silence_max = SILENCE_UNKNOWN_MAX;
                 self.pool.change_view(|view| view.trouble = trouble);
                 None
@@ -261,6 +201,9 @@ impl Session<'_> {
                 Some(End::Redirected(redirect.balancers))
             }
             pick_response::Kind::MethodPolicy(policy) if policy.service == self.pool.service => {
+                if let Some(cache) = self.cache {
+                    cache.keep_policy(&policy);
+                }
                 if self.pool.advice.take_policy(policy) {
                     tracing::debug!(service = self.pool.service, balancer = self.balancer, "rules of methods taken");
                 }
@@ -278,6 +221,7 @@ impl Session<'_> {
     fn take_list(&mut self, wire: lookaside_proto::v1::List) -> Option<End> {
         self.silence_max = SILENCE_MAX;
         let version = wire.version;
+        let kept = self.cache.map(|_| wire.clone());
         let list = match List::parse(wire) {
             Ok(list) => list,
             Err(refused) => {
@@ -286,18 +230,17 @@ impl Session<'_> {
                 return self.acknowledge(version, refused);
             }
         };
-        self.useful = true;
         let Some(list) = self.pool.with_view(|view| list.over(view.balancers_list())) else {
             // Older than what is held: overtaken, nothing to do.
             return None;
         };
-        self.pool.apply(list, ListSource::Balancer, Some(self.balancer.to_owned()));
+        self.pool.apply(list, ListSource::Balancer, Some(self.balancer.clone()));
+        self.incomplete = kept.filter(|list| !self.keep(list));
         self.pool.change_view(|view| view.trouble.clear());
         self.acknowledge(version, String::new())
     }
 
     fn take_tick(&mut self, tick: &Tick) -> Option<End> {
-        self.useful = true;
         self.silence_max = SILENCE_MAX;
         self.pool.advice.take_budgets(tick.retry_budget_percent, tick.hedge_budget_percent);
         if tick.report_period_ms > 0 {
@@ -306,15 +249,18 @@ impl Session<'_> {
         }
         let version = tick.version.map(list::version)?;
         let held = self.pool.with_view(|view| {
-            view.balancers_list().filter(|l| l.digest == tick.digest).map(|l| (l.version, l.complete, l.clone()))
+            let list = view.balancers_list().filter(|l| l.digest == tick.digest)?;
+            // A list that only its name changes for needs no second look.
+            let renamed = view.is_a_balancers() && list.complete == tick.complete;
+            Some((list.version, (!renamed).then(|| list.rebased(version, tick.complete))))
         });
-        let (held_version, held_complete, held) = held?;
-        let from = self.balancer.to_owned();
-        if held_complete == tick.complete {
-            self.pool.change_view(|view| view.confirm(version, from));
-        } else {
-            self.pool.apply(held.rebased(version, tick.complete), ListSource::Balancer, Some(from));
+        let (held_version, changed) = held?;
+        let from = self.balancer.clone();
+        match changed {
+            None => self.pool.change_view(|view| view.confirm(version, from)),
+            Some(list) => self.pool.apply(list, ListSource::Balancer, Some(from)),
         }
+        self.confirm(tick);
         if held_version == Some(version) {
             return None;
         }
@@ -323,39 +269,32 @@ impl Session<'_> {
 
     fn acknowledge(&self, version: Option<lookaside_proto::v1::Version>, refused: String) -> Option<End> {
         let ack = Ack { service: self.pool.service.clone(), version, refused };
-        match self.requests.try_send(PickRequest { kind: Some(pick_request::Kind::Ack(ack)) }) {
-            Ok(()) => None,
-            Err(_) => Some(self.lost(NOT_READ.to_owned())),
-        }
+        let said = self.requests.say(pick_request::Kind::Ack(ack));
+        (!said).then(|| End::lost(NOT_READ))
     }
 
-    /// Tells how calls ended. `Some` when there is no room for it: then the session is over, and the next one tells.
-    fn report(&self) -> Option<End> {
-        let Ok(permit) = self.requests.try_reserve() else {
-            return Some(self.lost(NOT_READ.to_owned()));
-        };
-        let endpoints = self.pool.take_outcomes();
-        if endpoints.is_empty() {
-            return None;
+    /// Keeps a complete list for the next start. False when it is not complete.
+    fn keep(&self, list: &lookaside_proto::v1::List) -> bool {
+        if let Some(cache) = self.cache.filter(|_| list.complete) {
+            cache.keep_list(list.clone(), &self.balancer);
         }
-        let outcomes = Outcomes { service: self.pool.service.clone(), endpoints };
-        permit.send(PickRequest { kind: Some(pick_request::Kind::Outcomes(outcomes)) });
-        None
+        list.complete
+    }
+
+    /// The balancer stands by the list it sent last.
+    fn confirm(&mut self, tick: &Tick) {
+        let completed = self.incomplete.take_if(|list| tick.complete && list.digest == tick.digest);
+        match (completed, self.cache) {
+            (Some(list), _) => {
+                self.keep(&lookaside_proto::v1::List { version: tick.version, complete: true, ..list });
+            }
+            (None, Some(cache)) if tick.complete => cache.confirm(tick.version, tick.digest, &self.balancer),
+            (None, _) => {}
+        }
     }
 
     /// The period, a tenth more or less, so that clients do not report in step.
     fn jittered_period(&mut self) -> Duration {
         self.period.mul_f64(0.9 + 0.2 * (self.rng.below(1_000) as f64 / 1_000.0))
-    }
-}
-
-fn to_wire(version: crate::Version) -> lookaside_proto::v1::Version {
-    lookaside_proto::v1::Version { epoch: version.epoch, sequence: version.sequence }
-}
-
-fn in_words(status: &tonic::Status) -> String {
-    match status.message() {
-        "" => format!("{:?}", status.code()),
-        message => cut(format!("{:?}: {message}", status.code())),
     }
 }

@@ -24,6 +24,7 @@ pub(crate) use view::View;
 
 use crate::{
     advice::Advice,
+    cache::Cached,
     endpoint::{Endpoint, Link},
     list::List,
     picker::{Fleet, Offer, Picker, Rng},
@@ -155,8 +156,7 @@ impl Pool {
         let mut known: HashMap<String, Arc<Endpoint>> =
             state.members.drain(..).map(|m| (m.endpoint.address.to_string(), m.endpoint)).collect();
         // A list in use that grows owes the newcomer its first call at once; a first list owes nobody.
-        let in_use = state.view.source == ListSource::Balancer || state.view.source == ListSource::LastGood;
-        let in_use = in_use && state.view.list.as_ref().is_some_and(List::offers_any);
+        let in_use = state.view.is_a_balancers() && state.view.list.as_ref().is_some_and(List::offers_any);
         let mut members = Vec::with_capacity(list.endpoints.len());
         for listed in &list.endpoints {
             let held = known.remove(&listed.address);
@@ -212,9 +212,20 @@ impl Pool {
         self.list_changed.send_modify(|n| *n += 1);
     }
 
+    /// No balancer answers: the list from the disk serves, if there is one and no list is in use.
+    pub(crate) fn use_cached(&self) {
+        let cached = self.state().view.take_cached();
+        if let Some(Cached { list, from, age }) = cached {
+            let age_s = age.as_secs();
+            tracing::warn!(service = self.service, age_s, "no balancer answers; using the list of the run before");
+            self.apply(list, ListSource::Cache, Some(from));
+            self.change_view(|view| view.is_older_by(age));
+        }
+    }
+
     /// Changes what is known about the list, not the list.
-    pub(crate) fn change_view(&self, change: impl FnOnce(&mut View)) {
-        change(&mut self.state().view);
+    pub(crate) fn change_view<T>(&self, change: impl FnOnce(&mut View) -> T) -> T {
+        change(&mut self.state().view)
     }
 
     pub(crate) fn with_view<T>(&self, read: impl FnOnce(&View) -> T) -> T {
@@ -312,6 +323,13 @@ impl State {
 }
 
 #[cfg(test)]
+impl Pool {
+    pub(crate) fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.state().members.iter().map(|member| member.endpoint.clone()).collect()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::picker::Class;
@@ -320,7 +338,7 @@ mod tests {
     async fn outcomes_of_long_ago_are_not_told_as_news() {
         let pool = Pool::new("s".into(), "c".into(), Duration::from_secs(1), 1);
         pool.apply(List::plain(&["127.0.0.1:1".to_owned()]), ListSource::Static, None);
-        let endpoint = pool.state().members[0].endpoint.clone();
+        let endpoint = pool.endpoints().remove(0);
         let told = || {
             pool.drop_old_outcomes();
             pool.take_outcomes().iter().map(|o| o.ok).sum::<u64>()

@@ -22,10 +22,14 @@ pub struct Snapshot {
     pub complete: bool,
     /// How the balancer wants endpoints chosen.
     pub policy: crate::picker::Policy,
-    /// The balancer connected to, `host:port`.
+    /// Where the balancer connected to is: its address and port.
     pub balancer: Option<String>,
     /// Why there is no list, or no balancer; empty when all is well.
     pub trouble: String,
+    /// How long ago a balancer last stood by the list; `None` without one.
+    pub list_age: Option<std::time::Duration>,
+    /// Why the cache on disk is not used or not written; empty when all is well, or there is none.
+    pub cache_trouble: String,
     /// In the order of the list; those named with weight 0 included.
     pub endpoints: Vec<EndpointSnapshot>,
 }
@@ -76,6 +80,8 @@ pub enum ListSource {
     Balancer,
     /// A balancer that is away: its last list keeps serving.
     LastGood,
+    /// The disk: no balancer has answered since the start, and this is the last list of the run before.
+    Cache,
     /// The configured fallback: no list has ever come.
     Fallback,
     /// A `static://` target.

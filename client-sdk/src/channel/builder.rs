@@ -1,6 +1,6 @@
 //! Collects what a channel needs to know, with a default for everything but the service.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Channel, Inner};
 use crate::{
     Error,
+    cache::Cache,
     call::Settings,
     limits::Defaults,
     list::List,
@@ -21,6 +22,10 @@ use crate::{
 };
 
 const BALANCER_DEFAULT: &str = "127.0.0.1:7400";
+/// The environment variable that names the folder of [`Builder::cache_dir`], for channels that are not given one.
+pub const CACHE_DIR_VARIABLE: &str = "LOOKASIDE_CACHE_DIR";
+/// How long balancers may take to answer until the list on disk serves. Where all of them refuse, it serves at once.
+const CACHE_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Collects what a channel needs to know. Made by [`Channel::builder`].
 #[derive(Debug, Clone)]
@@ -30,6 +35,8 @@ pub struct Builder {
     balancers: Vec<String>,
     static_endpoints: Vec<String>,
     fallback: Vec<String>,
+    cache_dir: Option<PathBuf>,
+    cache_age_max: Option<Duration>,
     client_id: Option<String>,
     identity: Identity,
     defaults: Defaults,
@@ -44,6 +51,8 @@ impl Builder {
             balancers: Vec::new(),
             static_endpoints: Vec::new(),
             fallback: Vec::new(),
+            cache_dir: std::env::var_os(CACHE_DIR_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from),
+            cache_age_max: None,
             client_id: None,
             identity: Identity { locality: String::new(), labels: BTreeMap::new() },
             defaults: Defaults { deadline: Some(Duration::from_secs(15)), stream_idle: None, stream_life: None },
@@ -60,7 +69,8 @@ impl Builder {
         self
     }
 
-    /// Client listeners of balancers, `host:port`; one is used, the others take over. Default: `127.0.0.1:7400`.
+    /// Client listeners of balancers, `host:port`; one is used, the others take over. A name stands for all its addresses, and
+    /// is asked for again whenever a balancer is looked for. Default: `127.0.0.1:7400`.
     pub fn balancers<I, S>(mut self, balancers: I) -> Self
     where
         I: IntoIterator<Item = S>,
@@ -95,6 +105,23 @@ impl Builder {
         S: Into<String>,
     {
         self.fallback = endpoints.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// A folder, made if need be, that keeps the last complete list of the service. A channel that is made while no balancer
+    /// answers starts with that list, and follows a balancer's as soon as one answers. Channels and processes may share the
+    /// folder; only they should be able to write there, since calls go where its lists say. Not set, it is what
+    /// `LOOKASIDE_CACHE_DIR` says; without either nothing is kept. [`crate::Snapshot`] tells when such a list is in use, and why
+    /// one was refused.
+    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache_dir = Some(folder.into());
+        self
+    }
+
+    /// A list that no balancer has stood by for longer is not used from the cache. Default: no limit, since an old list
+    /// beats none; a list's own time to live holds in any case.
+    pub fn cache_age_max(mut self, age: Duration) -> Self {
+        self.cache_age_max = Some(age);
         self
     }
 
@@ -175,7 +202,10 @@ impl Builder {
         let has_fallback = !fallback.is_empty();
         if self.static_endpoints.is_empty() {
             pool.change_view(|view| view.fallback_configured = has_fallback);
-            let work = follow(pool.clone(), self.identity, balancers, fallback, self.first_list_timeout);
+            let cache = self
+                .cache_dir
+                .map(|folder| Cache::new(folder, self.cache_age_max, &pool.service, &self.identity, &balancers));
+            let work = follow(pool.clone(), self.identity, balancers, fallback, cache, self.first_list_timeout);
             runtime.spawn(stop.clone().run_until_cancelled_owned(work));
         } else {
             pool.apply(List::plain(&self.static_endpoints), ListSource::Static, None);
@@ -185,14 +215,27 @@ impl Builder {
     }
 }
 
-/// Follows the balancers' lists, and the fallback until the first one.
+/// Follows the balancers' lists, and until the first one what there is instead.
 async fn follow(
     pool: Arc<Pool>,
     identity: Identity,
     balancers: Vec<String>,
     fallback: Vec<String>,
+    cache: Option<Cache>,
     first_list_timeout: Duration,
 ) {
+    if let Some(cache) = &cache {
+        cache.load(&pool).await;
+    }
+    let keep = async {
+        if let Some(cache) = &cache {
+            cache.write(&pool).await;
+        }
+    };
+    let remember = async {
+        sleep(CACHE_PATIENCE).await;
+        pool.use_cached();
+    };
     let fall_back = async {
         sleep(first_list_timeout).await;
         if !fallback.is_empty() && !pool.has_list() {
@@ -200,7 +243,8 @@ async fn follow(
             pool.apply(List::plain(&fallback), ListSource::Fallback, None);
         }
     };
-    tokio::join!(fall_back, pick_stream::run(pool.clone(), identity, balancers, fallback.clone()));
+    let pick = pick_stream::run(pool.clone(), identity, balancers, fallback.clone(), cache.as_ref());
+    tokio::join!(keep, remember, fall_back, pick);
 }
 
 /// The program's name, for people, and a number that no other process has.

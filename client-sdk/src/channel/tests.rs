@@ -2,6 +2,8 @@
 
 #[cfg(feature = "testing")]
 mod faults;
+#[cfg(feature = "testing")]
+mod outage;
 mod servers;
 #[cfg(feature = "testing")]
 mod with_balancer;

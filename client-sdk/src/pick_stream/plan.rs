@@ -1,103 +1,205 @@
-//! Which balancer to ask next. Clients begin at different ones, so that no replica gets them all.
+//! Which balancer to ask next. Clients begin at different ones, so that no replica gets them all; each keeps to the one that
+//! answers; each balancer that failed has a back-off of its own, and the others are not kept waiting by it.
 
-use crate::picker::Rng;
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{RECONNECT_FIRST, RECONNECT_LONGEST};
+use crate::{
+    backoff::Backoff,
+    picker::Rng,
+    resolve::{self, Name, Place},
+    target,
+};
 
 /// Redirects followed in a row before waiting like after a failure: two balancers may point at each other.
 const REDIRECTS_MAX: u32 = 5;
 /// Balancers named by one redirect that are considered.
 const REDIRECTED_TO_MAX: usize = 16;
+/// Balancers considered, all names together; further addresses are left out.
+const KNOWN_MAX: usize = 256;
+/// How long an answer of the name service is waited for; the last one serves meanwhile.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(1);
+/// A balancer that asks to be left alone for longer is asked again after this.
+const PUSHBACK_MAX: Duration = Duration::from_secs(60);
+
+/// Balancers that no channel of this process could reach lately: the others ask elsewhere first. It is an order of
+/// preference and nothing else; every channel has its own back-off.
+static UNREACHABLE: Mutex<BTreeMap<SocketAddr, Instant>> = Mutex::new(BTreeMap::new());
+/// How long such word holds, and of how many balancers; beyond that all of it is forgotten.
+const UNREACHABLE_FOR: Duration = RECONNECT_LONGEST;
+const UNREACHABLE_MAX: usize = 1_024;
+
+/// Why a balancer did not help.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) reason: String,
+    /// Nothing answered at all, which concerns every channel of this process.
+    pub(super) unreachable: bool,
+    /// When it wants to be asked again.
+    pub(super) pushback: Option<Duration>,
+}
+
+impl Refusal {
+    pub(super) fn unreachable(reason: String) -> Self {
+        Self { reason, unreachable: true, pushback: None }
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    place: Place,
+    backoff: Backoff,
+    /// It failed, and is not asked again before this.
+    not_before: Option<Instant>,
+    under_way: bool,
+}
 
 #[derive(Debug)]
 pub(super) struct Plan {
-    known: Vec<String>,
-    next: usize,
+    names: Vec<Name>,
+    /// In an order of this channel's own.
+    known: Vec<Known>,
     /// To be asked first, once each.
-    redirected: Vec<String>,
+    redirected: Vec<Place>,
     redirects: u32,
+    rng: Rng,
 }
 
 impl Plan {
-    /// `known` must not be empty, else every answer is.
-    pub(super) fn new(known: Vec<String>, seed: u64) -> Self {
-        let next = Rng::from_seed(seed).below(known.len() as u64) as usize;
-        Self { known, next, redirected: Vec::new(), redirects: 0 }
+    pub(super) fn new(balancers: &[String], rng: Rng) -> Self {
+        let names = balancers.iter().map(|balancer| Name::new(balancer)).collect();
+        let mut plan = Self { names, known: Vec::new(), redirected: Vec::new(), redirects: 0, rng };
+        plan.take_places();
+        plan
     }
 
-    pub(super) fn next(&mut self) -> String {
-        if let Some(address) = self.redirected.pop() {
-            return address;
+    /// Asks the name service again where the balancers are.
+    pub(super) async fn resolve(&mut self) {
+        if self.names.iter().any(Name::may_change) {
+            resolve::refresh(&mut self.names, Instant::now() + RESOLVE_PATIENCE).await;
+            self.take_places();
         }
-        let address = self.known.get(self.next).cloned().unwrap_or_default();
-        self.next = (self.next + 1) % self.known.len().max(1);
-        address
     }
 
-    /// A stream was there for a while, or broke without a word of where to go: redirects are counted anew.
-    pub(super) fn settle(&mut self) {
+    fn take_places(&mut self) {
+        let mut places: Vec<Place> = self.names.iter().flat_map(Name::places).collect();
+        self.known.retain(|known| places.contains(&known.place));
+        places.retain(|place| self.known.iter().all(|known| known.place.address != place.address));
+        for place in places {
+            if self.known.len() >= KNOWN_MAX || self.known.iter().any(|known| known.place.address == place.address) {
+                continue;
+            }
+            let backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST, self.rng.next_u64());
+            let anywhere = self.rng.below(self.known.len() as u64 + 1) as usize;
+            self.known.insert(anywhere, Known { place, backoff, not_before: None, under_way: false });
+        }
+    }
+
+    /// Whom to ask now; `None` when everybody is being asked or has failed lately. Those that never failed come first.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Place> {
+        if let Some(place) = self.redirected.pop() {
+            return Some(place);
+        }
+        let due = |known: &&mut Known| !known.under_way && known.not_before.is_none_or(|at| at <= now);
+        let next = self
+            .known
+            .iter_mut()
+            .filter(due)
+            .min_by_key(|known| (known.not_before.is_some(), is_unreachable(known.place.address, now)))?;
+        next.under_way = true;
+        Some(next.place.clone())
+    }
+
+    /// When somebody may be asked; `None` when only those that are being asked are left, or nobody is known.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let waiting = self.known.iter().filter(|known| !known.under_way);
+        waiting.map(|known| known.not_before.unwrap_or(now)).min()
+    }
+
+    /// Why nobody is known, where that is so.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let troubles: Vec<&str> = self.names.iter().map(Name::trouble).filter(|trouble| !trouble.is_empty()).collect();
+        self.known.is_empty().then(|| troubles.join("; "))
+    }
+
+    /// It answered, before all others that are being asked: those are asked no more, and count as slow.
+    pub(super) fn reached(&mut self, place: &Place, now: Instant) {
+        unreachable_lately().remove(&place.address);
+        for known in &mut self.known {
+            if known.place.address == place.address {
+                known.not_before = None;
+            } else if known.under_way {
+                known.not_before = Some(now + known.backoff.next());
+            }
+            known.under_way = false;
+        }
+    }
+
+    /// It has been of use for long enough to start its back-off anew.
+    pub(super) fn proved(&mut self, place: &Place) {
         self.redirects = 0;
+        if let Some(known) = self.find(place) {
+            known.backoff.reset();
+        }
+    }
+
+    /// It is of no use now.
+    pub(super) fn failed(&mut self, place: &Place, refusal: &Refusal, now: Instant) {
+        if refusal.unreachable {
+            let mut lately = unreachable_lately();
+            if lately.len() >= UNREACHABLE_MAX {
+                lately.clear();
+            }
+            lately.insert(place.address, now);
+        }
+        // A tenth to a half more than it asks for: it may have asked a crowd for the same.
+        let spread = 1.1 + 0.4 * (self.rng.below(1_000) as f64 / 1_000.0);
+        if let Some(known) = self.find(place) {
+            known.under_way = false;
+            let pause = known.backoff.next();
+            let asked_for = refusal.pushback.map(|pushback| pushback.min(PUSHBACK_MAX).mul_f64(spread));
+            known.not_before = Some(now + asked_for.unwrap_or(pause).max(pause));
+        }
+    }
+
+    fn find(&mut self, place: &Place) -> Option<&mut Known> {
+        self.known.iter_mut().find(|known| known.place.address == place.address)
     }
 
     /// Asks these next, or any other known one when none is named. False when it is time to wait instead.
-    pub(super) fn redirect(&mut self, to: Vec<String>) -> bool {
+    pub(super) async fn redirect(&mut self, from: &Place, to: &[String], now: Instant) -> bool {
         self.redirects += 1;
+        let left = Refusal { reason: String::new(), unreachable: false, pushback: None };
+        self.failed(from, &left, now);
+        self.redirected.clear();
         if self.redirects > REDIRECTS_MAX {
-            self.redirected.clear();
             self.redirects = 0;
             return false;
         }
-        let sound = to.iter().take(REDIRECTED_TO_MAX).filter_map(|a| crate::target::address(a).ok());
+        let sound = to.iter().take(REDIRECTED_TO_MAX).filter_map(|text| target::address(text).ok());
+        let mut names: Vec<Name> = sound.map(|text| Name::new(&text)).collect();
+        resolve::refresh(&mut names, now + RESOLVE_PATIENCE).await;
         // Popped from the end: the first one named is the first one asked.
-        self.redirected = sound.collect();
+        self.redirected = names.iter().flat_map(Name::places).take(REDIRECTED_TO_MAX).collect();
         self.redirected.reverse();
-        !self.redirected.is_empty() || self.known.len() > 1
+        !self.redirected.is_empty() || self.known.iter().any(|known| known.not_before.is_none())
     }
+}
+
+fn unreachable_lately() -> std::sync::MutexGuard<'static, BTreeMap<SocketAddr, Instant>> {
+    UNREACHABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_unreachable(address: SocketAddr, now: Instant) -> bool {
+    unreachable_lately().get(&address).is_some_and(|at| now.saturating_duration_since(*at) < UNREACHABLE_FOR)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn known_balancers_take_turns() {
-        let mut plan = Plan::new(vec!["a:1".into(), "b:1".into()], 3);
-        let first = plan.next();
-        let second = plan.next();
-        assert_ne!(first, second);
-        assert_eq!(plan.next(), first);
-    }
-
-    #[test]
-    fn a_redirect_is_followed_in_its_order_and_then_the_known_ones_return() {
-        let mut plan = Plan::new(vec!["a:1".into()], 0);
-        assert!(plan.redirect(vec!["x:1".into(), "nonsense".into(), "http://y:1".into()]));
-        assert_eq!([plan.next(), plan.next(), plan.next()], ["x:1", "y:1", "a:1"]);
-    }
-
-    #[test]
-    fn redirects_without_end_are_not_followed() {
-        let mut plan = Plan::new(vec!["a:1".into()], 0);
-        let followed = (0..20)
-            .take_while(|_| {
-                let go = plan.redirect(vec!["x:1".into()]);
-                if go {
-                    plan.next();
-                }
-                go
-            })
-            .count();
-        assert_eq!(followed, REDIRECTS_MAX as usize);
-    }
-
-    #[test]
-    fn balancers_that_all_leave_are_not_asked_in_a_circle_without_a_pause() {
-        let mut plan = Plan::new(vec!["a:1".into(), "b:1".into()], 0);
-        let mut followed = 0;
-        while followed < 100 && plan.redirect(Vec::new()) {
-            plan.next();
-            followed += 1;
-        }
-        assert_eq!(followed, REDIRECTS_MAX);
-        plan.settle();
-        assert!(plan.redirect(Vec::new()));
-    }
-}
+mod tests;

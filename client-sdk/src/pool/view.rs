@@ -1,13 +1,14 @@
 //! What is known about the list: where it came from, when, and what is wrong. It words the error of a call that finds no
 //! endpoint, since that is made of just these facts.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::Pool;
 use crate::{
+    cache::Cached,
     endpoint::Link,
     list::{List, Listed},
     snapshot::{EndpointSnapshot, EndpointState, ListSource, Mode, Snapshot, Version},
@@ -23,8 +24,14 @@ pub(crate) struct View {
     pub(crate) list: Option<List>,
     /// The balancer that sent the list.
     from: Option<String>,
-    /// When the list came, or was last confirmed.
-    pub(crate) heard_at: Option<Instant>,
+    /// When the list came, or was last confirmed, or was read from the disk.
+    heard_at: Option<Instant>,
+    /// How old it was by then.
+    older_by: Duration,
+    /// From the disk, until there is a list in use.
+    cached: Option<Cached>,
+    /// What is wrong with the cache on disk; empty when nothing is, or there is none.
+    pub(crate) cache_trouble: String,
     /// The balancer connected to now.
     pub(crate) balancer: Option<String>,
     /// What the balancer said it cannot do, or why there is none.
@@ -39,6 +46,9 @@ impl Default for View {
             list: None,
             from: None,
             heard_at: None,
+            older_by: Duration::ZERO,
+            cached: None,
+            cache_trouble: String::new(),
             balancer: None,
             trouble: String::new(),
             fallback_configured: false,
@@ -51,11 +61,40 @@ impl View {
         self.list = Some(list);
         self.source = source;
         self.from = from;
+        self.heard();
+        self.cached = None;
+    }
+
+    fn heard(&mut self) {
         self.heard_at = Some(Instant::now());
+        self.older_by = Duration::ZERO;
+    }
+
+    /// How long ago a balancer last stood by the list, or, of one that no balancer sent, how long it has been in use.
+    pub(crate) fn list_age(&self) -> Option<Duration> {
+        self.heard_at.map(|at| at.elapsed() + self.older_by)
+    }
+
+    /// A list was found on disk. It is what this client holds, but serves only once no balancer answers.
+    pub(crate) fn cached(&mut self, cached: Cached) {
+        if self.list.is_none() {
+            (self.heard_at, self.older_by) = (Some(Instant::now()), cached.age);
+            self.cached = Some(cached);
+        }
+    }
+
+    pub(super) fn take_cached(&mut self) -> Option<Cached> {
+        self.cached.take().filter(|_| self.list.is_none())
+    }
+
+    /// The list in use came from the disk, and was this old.
+    pub(super) fn is_older_by(&mut self, age: Duration) {
+        self.older_by = age;
     }
 
     pub(super) fn forget(&mut self) {
         self.list = None;
+        self.cached = None;
         self.source = ListSource::None;
     }
 
@@ -65,7 +104,7 @@ impl View {
             list.version = Some(version);
             self.source = ListSource::Balancer;
             self.from = Some(from);
-            self.heard_at = Some(Instant::now());
+            self.heard();
         }
     }
 
@@ -84,12 +123,17 @@ impl View {
         }
     }
 
-    /// The list a balancer sent, whether that balancer is there or away.
-    pub(crate) fn balancers_list(&self) -> Option<&List> {
+    /// Whether the list in use is one that a balancer sent.
+    pub(crate) fn is_a_balancers(&self) -> bool {
         match self.source {
-            ListSource::Balancer | ListSource::LastGood => self.list.as_ref(),
-            ListSource::None | ListSource::Fallback | ListSource::Static => None,
+            ListSource::Balancer | ListSource::LastGood | ListSource::Cache => true,
+            ListSource::None | ListSource::Fallback | ListSource::Static => false,
         }
+    }
+
+    /// The list a balancer sent, whether that balancer is there or away, and whether the list is in use or on disk.
+    pub(crate) fn balancers_list(&self) -> Option<&List> {
+        self.list.as_ref().filter(|_| self.is_a_balancers()).or(self.cached.as_ref().map(|cached| &cached.list))
     }
 
     /// "list e7:41 from 127.0.0.1:7400 3s ago"
@@ -98,17 +142,17 @@ impl View {
             ListSource::None => return "no list yet".to_owned(),
             ListSource::Fallback => return "the fallback".to_owned(),
             ListSource::Static => return "the static target".to_owned(),
-            ListSource::Balancer | ListSource::LastGood => self.list.as_ref(),
+            ListSource::Balancer | ListSource::LastGood | ListSource::Cache => self.list.as_ref(),
         };
-        let mut text = "list".to_owned();
+        let mut text = if self.source == ListSource::Cache { "cached list" } else { "list" }.to_owned();
         if let Some(version) = list.and_then(|l| l.version) {
             let _ = write!(text, " {version}");
         }
         if let Some(from) = &self.from {
             let _ = write!(text, " from {from}");
         }
-        if let Some(at) = self.heard_at {
-            let _ = write!(text, " {}s ago", at.elapsed().as_secs());
+        if let Some(age) = self.list_age() {
+            let _ = write!(text, " {}s ago", age.as_secs());
         }
         text
     }
@@ -174,7 +218,10 @@ impl Pool {
         }
         match view.source {
             ListSource::Static | ListSource::Fallback => return text,
-            ListSource::None | ListSource::Balancer | ListSource::LastGood => {}
+            ListSource::None | ListSource::Balancer | ListSource::LastGood | ListSource::Cache => {}
+        }
+        if !view.cache_trouble.is_empty() {
+            let _ = write!(text, "; cache: {}", view.cache_trouble);
         }
         text.push_str(match view.fallback_configured {
             true => "; fallback: not used, a list has come",
@@ -235,6 +282,8 @@ impl Pool {
             policy: list.map(|l| l.policy).unwrap_or_default(),
             balancer: view.balancer.clone(),
             trouble: view.trouble.clone(),
+            list_age: list.and_then(|_| view.list_age()),
+            cache_trouble: view.cache_trouble.clone(),
             endpoints: endpoints.collect(),
         }
     }
