@@ -17,7 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) endpoint: Arc<Endpoint>,
-    /// Endpoints tried, this one included.
+    /// How often the call was sent, this time included.
     pub(crate) number: u32,
     pool: Arc<Pool>,
     replay: Arc<Replay>,
@@ -53,6 +53,11 @@ impl Attempt {
     /// Sends the rest of a request that could not be sent at once.
     pub(crate) fn pump_on(&mut self, pump: Pump) {
         self.pump = Some(tokio::spawn(pump));
+    }
+
+    /// Whether nothing of the request is left to send.
+    pub(crate) fn is_request_sent(&self) -> bool {
+        self.pump.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// The response head is here.
@@ -107,6 +112,7 @@ impl Attempt {
             self.pool.alarm();
         }
         self.seat = None;
+        self.pool.room.free();
     }
 }
 

@@ -114,8 +114,9 @@ impl Cache {
         match used {
             Ok(None) => {}
             Ok(Some((cached, said))) => {
-                if let Some(policy) = said.method_policy.clone() {
-                    pool.advice.take_policy(policy);
+                let rules = said.method_policy.clone().map_or(Ok(false), |policy| pool.take_policy(policy));
+                if let Err(refused) = rules {
+                    tracing::warn!(service = pool.service, refused, "cached rules for methods refused");
                 }
                 self.latest.send_replace(said);
                 pool.change_view(|view| view.cached(cached));

@@ -37,6 +37,14 @@ pub enum Error {
         /// What happened at each attempt, the last one.
         reason: String,
     },
+    /// What is said of a method cannot be done.
+    #[error("the policy of method {path:?} is not possible: {reason}")]
+    Method {
+        /// The path it was given for.
+        path: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// The channel was made outside of a tokio runtime, whose tasks it needs.
     #[error("a channel needs a tokio runtime: call this from within one")]
     NoRuntime,

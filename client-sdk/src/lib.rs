@@ -21,8 +21,10 @@
 //!
 //! - **chooses** among the connected endpoints of the best priority by the policy in the list ([`picker`]);
 //! - **moves** the call to another endpoint by itself when the first one provably did not process it, and only then;
+//! - **repeats** it where its method is declared idempotent, and not oftener than budgets allow: retries, hedges
+//!   ([`MethodPolicy`], [`Builder::method`]);
 //! - **limits** it: a deadline set by the caller holds for the whole call and travels with it; calls without one get a default
-//!   of 15 s that does not cut streams;
+//!   of 15 s that does not cut streams; what a server calls while it serves a call can end with that call ([`deadline`]);
 //! - **counts** how it ended, by whom the end blames ([`outcome`]), and tells the balancer once a second, suspicions at once;
 //! - **explains** a failure: [`why`] gives it typed, the status message in words, with the command that tells more.
 //!
@@ -48,6 +50,8 @@ mod channel;
 #[cfg(feature = "transport")]
 mod connection;
 #[cfg(feature = "transport")]
+pub mod deadline;
+#[cfg(feature = "transport")]
 mod endpoint;
 #[cfg(feature = "transport")]
 mod error;
@@ -62,6 +66,8 @@ pub mod outcome;
 #[cfg(feature = "transport")]
 mod pick_stream;
 #[cfg(feature = "transport")]
+mod policy;
+#[cfg(feature = "transport")]
 mod pool;
 #[cfg(feature = "transport")]
 mod replay;
@@ -69,6 +75,8 @@ mod replay;
 mod resolve;
 #[cfg(feature = "transport")]
 mod response;
+#[cfg(feature = "transport")]
+mod room;
 #[cfg(feature = "transport")]
 mod snapshot;
 #[cfg(feature = "transport")]
@@ -83,9 +91,11 @@ pub use channel::{Builder, CACHE_DIR_VARIABLE, Channel, TARGET_VARIABLE};
 #[cfg(feature = "transport")]
 pub use error::Error;
 #[cfg(feature = "transport")]
+pub use policy::MethodPolicy;
+#[cfg(feature = "transport")]
 pub use snapshot::{EndpointSnapshot, EndpointState, ListSource, Mode, Snapshot, Version};
 #[cfg(feature = "transport")]
-pub use why::{Picked, What, Why, picked, why};
+pub use why::{NotRetried, Picked, What, Why, picked, why};
 
 #[cfg(feature = "reporter")]
 pub mod reporter;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::time::Instant;
 
+use crate::{deadline, policy::MethodPolicy};
+
 pub(crate) const GRPC_TIMEOUT: &str = "grpc-timeout";
 
 /// What a channel grants each call.
@@ -20,8 +22,10 @@ pub(crate) struct Defaults {
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     started: Instant,
-    /// Set by the caller, and sent on: holds for the whole call.
+    /// Set by the caller, or left of the call that is being served, and sent on: holds for the whole call.
     caller: Option<Instant>,
+    /// The header says something longer, or nothing.
+    is_shortened: bool,
     /// Ours, never sent: holds until a stream has begun to flow.
     default: Option<Instant>,
     idle: Option<Duration>,
@@ -38,18 +42,36 @@ pub(crate) enum Expired {
 }
 
 impl Limits {
-    pub(crate) fn new(headers: &HeaderMap, defaults: &Defaults) -> Self {
+    pub(crate) fn new(headers: &HeaderMap, defaults: &Defaults, policy: Option<&MethodPolicy>) -> Self {
         let started = Instant::now();
-        let caller = headers.get(GRPC_TIMEOUT).and_then(|v| parse_timeout(v.as_bytes()));
         let at = |d: Duration| started.checked_add(d);
+        let said = headers.get(GRPC_TIMEOUT).and_then(|v| parse_timeout(v.as_bytes())).and_then(at);
+        let serving = deadline::current();
+        let is_shortened = serving.is_some_and(|serving| said.is_none_or(|said| serving < said));
+        let of_method = |own: Option<Duration>, of_channel: Option<Duration>| match own {
+            Some(limit) => Some(limit).filter(|limit| !limit.is_zero()),
+            None => of_channel,
+        };
+        let default = of_method(policy.and_then(|p| p.default_deadline), defaults.deadline);
         Self {
             started,
-            caller: caller.and_then(at),
+            caller: if is_shortened { serving } else { said },
+            is_shortened,
             // Whoever sets a deadline has said how long.
-            default: defaults.deadline.filter(|_| caller.is_none()).and_then(at),
-            idle: defaults.stream_idle,
-            life: defaults.stream_life,
+            default: default.filter(|_| said.is_none()).and_then(at),
+            idle: of_method(policy.and_then(|p| p.stream_idle), defaults.stream_idle),
+            life: of_method(policy.and_then(|p| p.stream_life), defaults.stream_life),
         }
+    }
+
+    /// Whether the header does not say what is left.
+    pub(crate) fn differs_from_header(&self) -> bool {
+        self.is_shortened || self.elapsed() > Duration::from_millis(1)
+    }
+
+    /// Whether something that happens at this moment would come too late.
+    pub(crate) fn is_over_at(&self, moment: Instant) -> bool {
+        [self.caller, self.default].into_iter().flatten().any(|limit| limit <= moment)
     }
 
     /// Time since the call began.
@@ -135,12 +157,48 @@ mod tests {
     fn the_default_deadline_yields_to_the_callers_and_to_a_flowing_stream() {
         let defaults = Defaults { deadline: Some(Duration::from_secs(15)), stream_idle: None, stream_life: None };
         let mut headers = HeaderMap::new();
-        let mut limits = Limits::new(&headers, &defaults);
+        let mut limits = Limits::new(&headers, &defaults, None);
         assert_eq!(limits.due(None).map(|d| d.1), Some(Expired::DefaultDeadline));
         limits.flows();
         assert_eq!(limits.due(Some(Instant::now())), None);
         headers.insert(GRPC_TIMEOUT, http::HeaderValue::from_static("60S"));
-        let limits = Limits::new(&headers, &defaults);
+        let limits = Limits::new(&headers, &defaults, None);
         assert_eq!(limits.due(None).map(|d| d.1), Some(Expired::CallerDeadline));
+    }
+
+    #[test]
+    fn a_method_may_have_limits_of_its_own_or_none() {
+        let defaults = Defaults {
+            deadline: Some(Duration::from_secs(15)),
+            stream_idle: Some(Duration::from_secs(15)),
+            stream_life: None,
+        };
+        let policy = MethodPolicy::new().default_deadline(Duration::ZERO).stream_life_limit(Duration::from_secs(1));
+        let limits = Limits::new(&HeaderMap::new(), &defaults, Some(&policy));
+        assert_eq!(limits.due(None), None);
+        assert_eq!((limits.idle, limits.life), (defaults.stream_idle, Some(Duration::from_secs(1))));
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_the_call_that_is_served_shortens_a_deadline_and_never_lengthens_it() {
+        let defaults = Defaults { deadline: Some(Duration::from_secs(15)), stream_idle: None, stream_life: None };
+        let mut headers = HeaderMap::new();
+        let limits = |headers: &HeaderMap| Limits::new(headers, &defaults, None);
+        let left = |limits: &Limits| limits.left().map(|left| left.as_secs_f64().round() as u64);
+        deadline::within(Duration::from_secs(5), async {
+            assert_eq!((left(&limits(&headers)), limits(&headers).is_shortened), (Some(5), true));
+            headers.insert(GRPC_TIMEOUT, http::HeaderValue::from_static("2S"));
+            assert_eq!((left(&limits(&headers)), limits(&headers).is_shortened), (Some(2), false));
+            headers.insert(GRPC_TIMEOUT, http::HeaderValue::from_static("60S"));
+            assert_eq!((left(&limits(&headers)), limits(&headers).is_shortened), (Some(5), true));
+        })
+        .await;
+        assert_eq!(left(&limits(&headers)), Some(60));
+        // Without one of its own a call has the default beside it: an hour left upstream is no wish for an hour.
+        headers.clear();
+        deadline::within(Duration::from_secs(3600), async {
+            assert_eq!(limits(&headers).due(None).map(|d| d.1), Some(Expired::DefaultDeadline));
+        })
+        .await;
     }
 }

@@ -28,9 +28,14 @@ pub fn class_of(code: Code) -> Class {
 
 /// The class of an answer whose `grpc-status` header or trailer reads so; `None` when there is none, or it is not a number.
 pub fn class_of_headers(headers: &http::HeaderMap) -> Option<Class> {
+    code_of_headers(headers).map(class_of)
+}
+
+/// The code in a `grpc-status` header or trailer; `None` when there is none, or it is not a number.
+pub(crate) fn code_of_headers(headers: &http::HeaderMap) -> Option<Code> {
     let value = headers.get("grpc-status")?;
     let number: i32 = value.to_str().ok()?.trim().parse().ok()?;
-    Some(class_of(Code::from_i32(number)))
+    Some(Code::from_i32(number))
 }
 
 #[cfg(test)]

@@ -201,12 +201,7 @@ impl<'a> Session<'a> {
                 Some(End::Redirected(redirect.balancers))
             }
             pick_response::Kind::MethodPolicy(policy) if policy.service == self.pool.service => {
-                if let Some(cache) = self.cache {
-                    cache.keep_policy(&policy);
-                }
-                if self.pool.advice.take_policy(policy) {
-                    tracing::debug!(service = self.pool.service, balancer = self.balancer, "rules of methods taken");
-                }
+                self.take_policy(policy);
                 None
             }
             // Other services' messages, and what this picker has no use for.
@@ -238,6 +233,22 @@ impl<'a> Session<'a> {
         self.incomplete = kept.filter(|list| !self.keep(list));
         self.pool.change_view(|view| view.trouble.clear());
         self.acknowledge(version, String::new())
+    }
+
+    fn take_policy(&self, policy: lookaside_proto::v1::MethodPolicy) {
+        let (service, balancer) = (&self.pool.service, &self.balancer);
+        match self.pool.take_policy(policy.clone()) {
+            Ok(is_new) => {
+                if let Some(cache) = self.cache {
+                    cache.keep_policy(&policy);
+                }
+                tracing::debug!(service, balancer, is_new, "rules for methods taken");
+            }
+            Err(refused) => {
+                let refused = cut(refused);
+                tracing::warn!(service, balancer, refused, "rules for methods refused; those before stay");
+            }
+        }
     }
 
     fn take_tick(&mut self, tick: &Tick) -> Option<End> {

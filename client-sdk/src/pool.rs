@@ -14,7 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use lookaside_proto::v1::EndpointOutcomes;
+use lookaside_proto::v1::{EndpointOutcomes, MethodPolicy};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -28,6 +28,7 @@ use crate::{
     endpoint::{Endpoint, Link},
     list::List,
     picker::{Fleet, Offer, Picker, Rng},
+    room::Room,
     snapshot::ListSource,
 };
 
@@ -38,12 +39,23 @@ const DEPARTED_MAX: usize = 1_000;
 
 pub(crate) type EndpointPicker = Picker<Arc<Endpoint>>;
 
+/// Why there is no endpoint for a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPick {
+    /// None is connected.
+    Nobody,
+    /// Those that are have as many calls in flight as they may have.
+    Full,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) service: String,
     pub(crate) client_id: String,
-    /// What balancers say of calls.
+    /// What is said of calls.
     pub(crate) advice: Advice,
+    /// Where calls wait for a place at an endpoint.
+    pub(crate) room: Room,
     connect_timeout: Duration,
     me: Weak<Pool>,
     started: Instant,
@@ -94,6 +106,7 @@ impl Pool {
             service,
             client_id,
             advice: Advice::default(),
+            room: Room::default(),
             connect_timeout,
             me: me.clone(),
             started,
@@ -122,12 +135,35 @@ impl Pool {
     }
 
     /// Chooses an endpoint for a call; it counts as in flight there.
-    pub(crate) fn pick(&self, tried: &[u64]) -> Option<Arc<Endpoint>> {
-        let picked = self.picker.load().pick(self.now_us(), &mut self.rng(), tried).map(|c| c.item.clone());
+    pub(crate) fn pick(&self, tried: &[u64]) -> Result<Arc<Endpoint>, NoPick> {
+        let picker = self.picker.load();
+        let picked = picker.pick(self.now_us(), &mut self.rng(), tried).map(|c| c.item.clone());
+        self.look_for_alarm();
+        picked.ok_or(if picker.candidates().is_empty() { NoPick::Nobody } else { NoPick::Full })
+    }
+
+    /// Chooses one beside those that a call is at; it counts as in flight there.
+    pub(crate) fn pick_other(&self, tried: &[u64]) -> Option<Arc<Endpoint>> {
+        let picker = self.picker.load();
+        let picked = picker.pick_other(self.now_us(), &mut self.rng(), tried).map(|c| c.item.clone());
+        self.look_for_alarm();
+        picked
+    }
+
+    fn look_for_alarm(&self) {
         if self.fleet.take_alarm() {
             self.alarm();
         }
-        picked
+    }
+
+    /// Takes what a balancer says of calls; true when it is new. The error says why it is refused.
+    pub(crate) fn take_policy(&self, policy: MethodPolicy) -> Result<bool, String> {
+        let is_new = self.advice.take_policy(policy)?;
+        if is_new {
+            // How many calls an endpoint may have is for the picker to keep.
+            self.rebuild();
+        }
+        Ok(is_new)
     }
 
     pub(crate) fn pickers(&self) -> watch::Receiver<u64> {
@@ -250,7 +286,8 @@ impl Pool {
             ready: m.endpoint.is_ready(),
             item: m.endpoint.clone(),
         });
-        self.picker.store(Arc::new(Picker::new(policy, self.fleet.clone(), offers)));
+        let picker = Picker::new(policy, self.fleet.clone(), offers).with_calls_max(self.advice.endpoint_calls_max());
+        self.picker.store(Arc::new(picker));
         self.picker_made.send_modify(|n| *n += 1);
     }
 

@@ -1,6 +1,9 @@
-//! The request of one call, sent as often as it takes. Its first bytes are kept until an answer begins, so that a call that was
-//! provably not processed can be sent elsewhere; what is longer cannot move. Never buffers for any other reason: the next part
-//! is asked of the application only when the stream has room for it.
+//! The request of one call, sent as often as it takes. Its first bytes are kept until an answer begins, so that a call can be
+//! sent elsewhere; what is longer cannot. Never buffers for any other reason: the next part is asked of the application only
+//! when the stream has room for it.
+//!
+//! Attempts come one after another, and the newest alone reads on from the application. Only a request that is kept whole may
+//! be sent by two at once.
 
 use std::{
     future::Future,
@@ -17,7 +20,7 @@ use h2::{Reason, SendStream};
 use http_body::Body as _;
 use tonic::{Status, body::Body};
 
-use crate::{endpoint::Endpoint, framing::MessageCounter};
+use crate::framing::MessageCounter;
 
 /// A request longer than this cannot move once it was begun, bytes.
 pub(crate) const KEPT_BYTES_MAX: usize = 64 * 1024;
@@ -39,13 +42,12 @@ struct State {
     kept_bytes: usize,
     keep: bool,
     movable: bool,
-    /// How many of `kept` the current attempt has sent.
-    sent: usize,
-    attempt: u32,
+    /// How many were begun.
+    attempts: u32,
+    /// The one that reads from the application: the newest, and once an answer has begun, the one it belongs to.
+    reader: u32,
     messages: MessageCounter,
     failure: Option<Status>,
-    /// Where the call waits for an answer, and how many endpoints were tried, that one included.
-    at: Option<(Arc<Endpoint>, u32)>,
 }
 
 enum Next {
@@ -67,11 +69,10 @@ impl Replay {
                 kept_bytes: 0,
                 keep: true,
                 movable: true,
-                sent: 0,
-                attempt: 0,
+                attempts: 0,
+                reader: 0,
                 messages: MessageCounter::default(),
                 failure: None,
-                at: None,
             }),
             expired: AtomicBool::new(false),
         })
@@ -81,21 +82,12 @@ impl Replay {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins an attempt: whoever sends from now on starts with the first byte.
+    /// Begins an attempt: it starts with the first byte.
     pub(crate) fn pump(self: &Arc<Self>, stream: SendStream<Bytes>) -> Pump {
         let mut state = self.state();
-        state.attempt += 1;
-        state.sent = 0;
-        Pump { stream, replay: self.clone(), attempt: state.attempt, done: false }
-    }
-
-    /// Notes which endpoint the call waits for.
-    pub(crate) fn now_at(&self, at: Option<(Arc<Endpoint>, u32)>) {
-        self.state().at = at;
-    }
-
-    pub(crate) fn at(&self) -> Option<(Arc<Endpoint>, u32)> {
-        self.state().at.clone()
+        state.attempts += 1;
+        state.reader = state.attempts;
+        Pump { stream, replay: self.clone(), attempt: state.attempts, sent: 0, done: false }
     }
 
     /// Whether the call could be sent again from its first byte.
@@ -103,12 +95,21 @@ impl Replay {
         self.state().movable
     }
 
-    /// An answer has begun: nothing need be kept any more.
-    pub(crate) fn settle(&self) {
+    /// Whether the whole of the request is kept: it could be sent by two attempts at once.
+    pub(crate) fn is_complete(&self) -> bool {
+        let state = self.state();
+        state.movable && state.is_last()
+    }
+
+    /// An answer to this attempt has begun: nothing need be kept any more but what it has not sent yet.
+    pub(crate) fn settle(&self, attempt: u32, is_sent: bool) {
         let mut state = self.state();
         state.keep = false;
         state.movable = false;
-        state.drop_sent();
+        state.reader = attempt;
+        if is_sent {
+            state.kept.clear();
+        }
     }
 
     /// Messages the application has sent, as far as they were read.
@@ -130,15 +131,25 @@ impl Replay {
         self.expired.load(Relaxed)
     }
 
-    fn poll_next(&self, attempt: u32, cx: &mut Context<'_>) -> Poll<Next> {
+    /// The next part for this attempt, which has sent so many of those kept.
+    fn poll_next(&self, attempt: u32, sent: &mut usize, cx: &mut Context<'_>) -> Poll<Next> {
         let mut state = self.state();
-        if state.attempt != attempt {
-            return Poll::Ready(Next::Stale);
-        }
-        if let Some(bytes) = state.kept.get(state.sent).cloned() {
-            state.sent += 1;
-            let last = state.is_last() && state.sent == state.kept.len();
+        if let Some(bytes) = state.kept.get(*sent).cloned() {
+            *sent += 1;
+            let all = *sent == state.kept.len();
+            let last = all && state.is_last();
+            if all && !state.keep && state.reader == attempt {
+                state.kept.clear();
+                *sent = 0;
+            }
             return Poll::Ready(Next::Data(bytes, last));
+        }
+        if state.keep && state.is_last() {
+            // All is kept, and all that is kept was sent.
+            return Poll::Ready(Next::End);
+        }
+        if state.reader != attempt {
+            return Poll::Ready(Next::Stale);
         }
         let bytes = match state.ahead.take() {
             Some(bytes) => bytes,
@@ -157,6 +168,7 @@ impl Replay {
             state.ahead = ahead;
         }
         state.keep(&bytes);
+        *sent = state.kept.len();
         let last = state.is_last();
         Poll::Ready(Next::Data(bytes, last))
     }
@@ -196,25 +208,17 @@ impl State {
 
     fn keep(&mut self, bytes: &Bytes) {
         if !self.keep {
-            self.drop_sent();
             return;
         }
         self.kept_bytes += bytes.len();
         if self.kept_bytes > KEPT_BYTES_MAX {
+            // Whoever reads from the application has sent all that was kept.
             self.keep = false;
             self.movable = false;
-            self.drop_sent();
+            self.kept.clear();
             return;
         }
         self.kept.push(bytes.clone());
-        self.sent = self.kept.len();
-    }
-
-    fn drop_sent(&mut self) {
-        if self.sent >= self.kept.len() {
-            self.kept.clear();
-            self.sent = 0;
-        }
     }
 }
 
@@ -224,6 +228,8 @@ pub(crate) struct Pump {
     stream: SendStream<Bytes>,
     replay: Arc<Replay>,
     attempt: u32,
+    /// How many of the parts kept it has sent.
+    sent: usize,
     done: bool,
 }
 
@@ -247,6 +253,11 @@ impl Future for Pump {
 }
 
 impl Pump {
+    /// Which attempt of the request it sends.
+    pub(crate) fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
     fn send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let me = self;
         loop {
@@ -260,7 +271,7 @@ impl Pump {
             } else if me.stream.poll_reset(cx).is_ready() {
                 return Poll::Ready(());
             }
-            let (bytes, last) = match ready!(me.replay.poll_next(me.attempt, cx)) {
+            let (bytes, last) = match ready!(me.replay.poll_next(me.attempt, &mut me.sent, cx)) {
                 Next::Data(bytes, last) => (bytes, last),
                 Next::End => (Bytes::new(), true),
                 Next::Failed => {
@@ -289,18 +300,20 @@ mod tests {
         Body::new(StreamBody::new(stream::iter(frames).boxed()))
     }
 
+    fn begin(replay: &Replay) -> u32 {
+        let mut state = replay.state();
+        state.attempts += 1;
+        state.reader = state.attempts;
+        state.reader
+    }
+
     /// All that the next attempt would send; whether it ended in failure.
     fn drain(replay: &Arc<Replay>) -> (Vec<u8>, bool) {
-        let attempt = {
-            let mut state = replay.state();
-            state.attempt += 1;
-            state.sent = 0;
-            state.attempt
-        };
+        let (attempt, mut sent) = (begin(replay), 0);
         let mut all = Vec::new();
         let mut cx = Context::from_waker(std::task::Waker::noop());
         for _ in 0..100 {
-            match replay.poll_next(attempt, &mut cx) {
+            match replay.poll_next(attempt, &mut sent, &mut cx) {
                 Poll::Ready(Next::Data(bytes, last)) => {
                     all.extend_from_slice(&bytes);
                     if last {
@@ -327,10 +340,50 @@ mod tests {
     fn a_second_attempt_continues_where_the_first_was_cut() {
         let replay = Replay::new(body(vec![Ok(b"one"), Ok(b"two"), Ok(b"three")]));
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        replay.state().attempt = 1;
-        assert!(matches!(replay.poll_next(1, &mut cx), Poll::Ready(Next::Data(_, false))));
+        let (first, mut sent) = (begin(&replay), 0);
+        assert!(matches!(replay.poll_next(first, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
+        begin(&replay);
+        assert!(matches!(replay.poll_next(first, &mut sent, &mut cx), Poll::Ready(Next::Stale)));
         assert_eq!(drain(&replay).0, b"onetwothree");
-        assert!(matches!(replay.poll_next(1, &mut cx), Poll::Ready(Next::Stale)));
+    }
+
+    #[test]
+    fn a_request_kept_whole_is_sent_by_two_at_once_and_one_that_is_not_by_the_newest_alone() {
+        let replay = Replay::new(body(vec![Ok(b"one"), Ok(b"two"), Ok(b"three")]));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(!replay.is_complete(), "nothing is read yet");
+        assert_eq!(drain(&replay).0, b"onetwothree");
+        assert!(replay.is_complete());
+        let (slow, mut sent) = (begin(&replay), 0);
+        assert!(matches!(replay.poll_next(slow, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
+        assert_eq!(drain(&replay).0, b"onetwothree");
+        assert!(matches!(replay.poll_next(slow, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
+        // The newest was answered: the request of the other must not look complete to its endpoint.
+        replay.settle(slow + 1, true);
+        assert!(matches!(replay.poll_next(slow, &mut sent, &mut cx), Poll::Ready(Next::Stale)));
+    }
+
+    #[test]
+    fn whoever_is_answered_sends_the_rest_of_what_is_kept() {
+        let replay = Replay::new(body(vec![Ok(b"one"), Ok(b"two")]));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        drain(&replay);
+        let (slow, mut sent) = (begin(&replay), 0);
+        assert!(matches!(replay.poll_next(slow, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
+        drain(&replay);
+        replay.settle(slow, false);
+        assert!(matches!(replay.poll_next(slow, &mut sent, &mut cx), Poll::Ready(Next::Data(_, true))));
+        assert!(replay.state().kept.is_empty());
+    }
+
+    #[test]
+    fn an_empty_request_ends_for_each_of_its_attempts() {
+        let replay = Replay::new(body(vec![]));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert_eq!(drain(&replay), (Vec::new(), false));
+        let first = begin(&replay);
+        begin(&replay);
+        assert!(matches!(replay.poll_next(first, &mut 0, &mut cx), Poll::Ready(Next::End)));
     }
 
     #[test]
@@ -346,7 +399,7 @@ mod tests {
     fn nothing_is_kept_once_an_answer_has_begun() {
         let replay = Replay::new(body(vec![Ok(b"one"), Ok(b"two")]));
         drain(&replay);
-        replay.settle();
+        replay.settle(1, true);
         assert!(!replay.is_movable() && replay.state().kept.is_empty());
     }
 

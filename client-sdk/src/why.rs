@@ -9,6 +9,7 @@ use tonic::Status;
 const ENDPOINT: &str = "lookaside-endpoint";
 const WHAT: &str = "lookaside-what";
 const ATTEMPTS: &str = "lookaside-attempts";
+const NOT_RETRIED: &str = "lookaside-not-retried";
 
 /// The endpoint that answered a call. In the extensions of every response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +17,8 @@ const ATTEMPTS: &str = "lookaside-attempts";
 pub struct Picked {
     /// `host:port`
     pub address: std::sync::Arc<str>,
-    /// Endpoints that were tried, this one included. Those before it provably did not process the call.
+    /// How often it was sent, this time included. Those before it provably did not process the call, or it may be executed
+    /// again: they failed, or were slow.
     pub attempts: u32,
 }
 
@@ -33,8 +35,10 @@ pub struct Why {
     pub endpoint: Option<String>,
     /// What happened.
     pub what: What,
-    /// Endpoints that were tried.
+    /// How often it was sent.
     pub attempts: u32,
+    /// Why it was not sent once more; `None` where another attempt would have made no sense.
+    pub not_retried: Option<NotRetried>,
 }
 
 /// What happened to a failed call. Closed.
@@ -58,10 +62,80 @@ pub enum What {
     StreamTooOld,
     /// What answered does not speak gRPC: something between here and the endpoint breaks it.
     NotGrpc,
+    /// Every endpoint had as many calls in flight as it may have, and too many calls were waiting already.
+    EndpointsFull,
+}
+
+/// Why a failed call was not sent once more. Closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotRetried {
+    /// It may have been executed, and its method is not declared idempotent.
+    NotIdempotent,
+    /// Its end is not among those to retry.
+    Code,
+    /// It had all the attempts that it may have.
+    Attempts,
+    /// The endpoint asked not to.
+    Pushback,
+    /// Its request is longer than what is kept of one.
+    RequestTooLong,
+    /// Too many calls fail: retries would only add to it.
+    Budget,
+    /// The next attempt would have begun after its deadline.
+    Deadline,
+}
+
+impl NotRetried {
+    const ALL: [NotRetried; 7] = [
+        NotRetried::NotIdempotent,
+        NotRetried::Code,
+        NotRetried::Attempts,
+        NotRetried::Pushback,
+        NotRetried::RequestTooLong,
+        NotRetried::Budget,
+        NotRetried::Deadline,
+    ];
+
+    /// The word that stands for it in metadata and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NotRetried::NotIdempotent => "NOT_IDEMPOTENT",
+            NotRetried::Code => "CODE",
+            NotRetried::Attempts => "ATTEMPTS",
+            NotRetried::Pushback => "PUSHBACK",
+            NotRetried::RequestTooLong => "REQUEST_TOO_LONG",
+            NotRetried::Budget => "BUDGET",
+            NotRetried::Deadline => "DEADLINE",
+        }
+    }
+
+    /// For people.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            NotRetried::NotIdempotent => "its method is not declared idempotent",
+            NotRetried::Code => "its policy does not retry this code",
+            NotRetried::Attempts => "it had all attempts that its policy allows",
+            NotRetried::Pushback => "the endpoint asked not to",
+            NotRetried::RequestTooLong => "its request is longer than 65536 bytes and was not kept",
+            NotRetried::Budget => "the retry budget is spent, too many calls fail",
+            NotRetried::Deadline => "the next attempt would have begun after its deadline",
+        }
+    }
+}
+
+impl NotRetried {
+    /// The status, with this in it, typed and in words.
+    pub(crate) fn said_in(self, status: Status) -> Status {
+        let mut headers = status.metadata().clone().into_headers();
+        annotate_not_retried(&mut headers, self);
+        let message = format!("{}; not retried: {}", status.message(), self.words());
+        Status::with_metadata(status.code(), message, tonic::metadata::MetadataMap::from_headers(headers))
+    }
 }
 
 impl What {
-    const ALL: [What; 9] = [
+    const ALL: [What; 10] = [
+        What::EndpointsFull,
         What::NoEndpoint,
         What::NotProcessed,
         What::Answered,
@@ -85,6 +159,7 @@ impl What {
             What::StreamIdle => "STREAM_IDLE",
             What::StreamTooOld => "STREAM_TOO_OLD",
             What::NotGrpc => "NOT_GRPC",
+            What::EndpointsFull => "ENDPOINTS_FULL",
         }
     }
 }
@@ -98,6 +173,7 @@ pub fn why(status: &Status) -> Option<Why> {
         endpoint: text(ENDPOINT).map(str::to_owned),
         what: What::ALL.into_iter().find(|w| w.as_str() == word)?,
         attempts: text(ATTEMPTS).and_then(|n| n.parse().ok()).unwrap_or(0),
+        not_retried: text(NOT_RETRIED).and_then(|word| NotRetried::ALL.into_iter().find(|n| n.as_str() == word)),
     })
 }
 
@@ -105,11 +181,40 @@ pub fn why(status: &Status) -> Option<Why> {
 /// is replaced: the caller asks about its own call.
 pub(crate) fn annotate(headers: &mut HeaderMap, endpoint: Option<&str>, what: What, attempts: u32) {
     headers.remove(ENDPOINT);
+    headers.remove(NOT_RETRIED);
     if let Some(value) = endpoint.and_then(|e| HeaderValue::from_str(e).ok()) {
         headers.insert(ENDPOINT, value);
     }
     headers.insert(WHAT, HeaderValue::from_static(what.as_str()));
     headers.insert(ATTEMPTS, HeaderValue::from(attempts));
+}
+
+/// Adds to what [`annotate`] wrote.
+pub(crate) fn annotate_not_retried(headers: &mut HeaderMap, why: NotRetried) {
+    headers.insert(NOT_RETRIED, HeaderValue::from_static(why.as_str()));
+}
+
+const MESSAGE: &str = "grpc-message";
+
+/// The words of an answer that is an error, cut to what fits into a message of ours. Escapes stay as they are.
+pub(crate) fn message_of(headers: &HeaderMap) -> String {
+    headers
+        .get(MESSAGE)
+        .map_or_else(String::new, |v| crate::error::cut(String::from_utf8_lossy(v.as_bytes()).into_owned()))
+}
+
+/// Adds words of ours to those of an answer that is an error, as the protocol has them: printable ASCII, all else escaped.
+pub(crate) fn add_to_message(headers: &mut HeaderMap, words: &str) {
+    let mut message = headers.get(MESSAGE).map_or_else(Vec::new, |v| v.as_bytes().to_vec());
+    for byte in words.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => message.push(byte),
+            _ => message.extend(format!("%{byte:02X}").into_bytes()),
+        }
+    }
+    if let Ok(message) = HeaderValue::from_bytes(&message) {
+        headers.insert(MESSAGE, message);
+    }
 }
 
 /// A status of our own making, with the facts in it.
@@ -123,11 +228,26 @@ pub(crate) fn status(code: tonic::Code, message: String, endpoint: Option<&str>,
 mod tests {
     use super::*;
 
+    fn facts(endpoint: Option<&str>, what: What, attempts: u32) -> Why {
+        Why { endpoint: endpoint.map(str::to_owned), what, attempts, not_retried: None }
+    }
+
     #[test]
     fn what_was_written_into_a_status_is_read_back() {
         for what in What::ALL {
             let status = status(tonic::Code::Unavailable, "x".into(), Some("10.0.0.1:80"), what, 2);
-            assert_eq!(why(&status), Some(Why { endpoint: Some("10.0.0.1:80".into()), what, attempts: 2 }));
+            assert_eq!(why(&status), Some(facts(Some("10.0.0.1:80"), what, 2)));
+        }
+        for why_not in NotRetried::ALL {
+            let mut headers = HeaderMap::new();
+            annotate(&mut headers, None, What::Answered, 1);
+            annotate_not_retried(&mut headers, why_not);
+            let status = Status::with_metadata(
+                tonic::Code::Unavailable,
+                "",
+                tonic::metadata::MetadataMap::from_headers(headers),
+            );
+            assert_eq!(why(&status).and_then(|w| w.not_retried), Some(why_not));
         }
         assert_eq!(why(&Status::unavailable("from elsewhere")), None);
     }
@@ -138,9 +258,10 @@ mod tests {
             .metadata()
             .clone()
             .into_headers();
+        annotate_not_retried(&mut inner, NotRetried::Budget);
         annotate(&mut inner, None, What::NoEndpoint, 0);
         let relayed =
             Status::with_metadata(tonic::Code::Internal, "", tonic::metadata::MetadataMap::from_headers(inner));
-        assert_eq!(why(&relayed), Some(Why { endpoint: None, what: What::NoEndpoint, attempts: 0 }));
+        assert_eq!(why(&relayed), Some(facts(None, What::NoEndpoint, 0)));
     }
 }

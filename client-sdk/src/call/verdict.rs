@@ -14,6 +14,9 @@ use crate::{
 pub(crate) enum Verdict {
     /// Provably not processed, for this reason: it may go elsewhere.
     NotProcessed(String),
+    /// It may have been processed.
+    Failed(Status),
+    /// It may have been processed, and it failed for a reason of this side.
     Final(Status),
 }
 
@@ -38,14 +41,14 @@ pub(crate) fn of_error(
         if answered { "after the answer had begun" } else { "after it was sent; it may have been processed" };
     if let Some(reason) = error.reason().filter(|_| error.is_reset()) {
         let message = format!("call to {address} failed: stream reset with {reason:?} {progress}");
-        return Verdict::Final(why::status(code_of(reason), message, Some(address), What::StreamReset, number));
+        return Verdict::Failed(why::status(code_of(reason), message, Some(address), What::StreamReset, number));
     }
     let mut reason = flatten(error);
     if let Some(goodbye) = goodbye.filter(|g| !reason.contains(&g.reason)) {
         reason = format!("{reason}: {}", goodbye.reason);
     }
     let message = format!("call to {address} failed: connection lost {progress}: {reason}");
-    Verdict::Final(why::status(Code::Unavailable, message, Some(address), What::ConnectionLost, number))
+    Verdict::Failed(why::status(Code::Unavailable, message, Some(address), What::ConnectionLost, number))
 }
 
 /// The code gRPC over HTTP/2 gives to each reason for a reset.

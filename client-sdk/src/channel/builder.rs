@@ -11,12 +11,15 @@ use tokio_util::sync::CancellationToken;
 use super::{Channel, Inner};
 use crate::{
     Error,
+    advice::Own,
     cache::Cache,
     call::Settings,
     limits::Defaults,
     list::List,
     pick_stream::{self, Identity},
+    policy::{MethodPolicy, Methods},
     pool::Pool,
+    room::WAITING_MAX,
     snapshot::ListSource,
     target::{self, Target},
 };
@@ -42,6 +45,11 @@ pub struct Builder {
     defaults: Defaults,
     connect_timeout: Duration,
     first_list_timeout: Duration,
+    methods: Vec<(String, MethodPolicy)>,
+    retry_budget_percent: Option<u32>,
+    hedge_budget_percent: Option<u32>,
+    endpoint_calls_max: Option<u32>,
+    waiting_calls_max: u32,
 }
 
 impl Builder {
@@ -58,6 +66,11 @@ impl Builder {
             defaults: Defaults { deadline: Some(Duration::from_secs(15)), stream_idle: None, stream_life: None },
             connect_timeout: Duration::from_secs(1),
             first_list_timeout: Duration::from_secs(2),
+            methods: Vec::new(),
+            retry_budget_percent: None,
+            hedge_budget_percent: None,
+            endpoint_calls_max: None,
+            waiting_calls_max: WAITING_MAX,
         }
     }
 
@@ -158,11 +171,45 @@ impl Builder {
         self
     }
 
+    /// How the calls of a method are made: `"/package.Service/Method"`, `"/package.Service/"` for a whole service, or `""` for
+    /// every method. Of what is said here the longest path that fits a call counts, whole; what a balancer says counts for
+    /// calls that nothing said here fits.
+    pub fn method(mut self, path: impl Into<String>, policy: MethodPolicy) -> Self {
+        self.methods.push((path.into(), policy));
+        self
+    }
+
+    /// Retries that may be sent per hundred calls that went well, all methods together. While most calls fail none are.
+    /// Default: what the balancer says, and 10 until it has.
+    pub fn retry_budget_percent(mut self, percent: u32) -> Self {
+        self.retry_budget_percent = Some(percent);
+        self
+    }
+
+    /// Hedges that may be sent per hundred calls that may be hedged. Default: what the balancer says, and 2 until it has.
+    pub fn hedge_budget_percent(mut self, percent: u32) -> Self {
+        self.hedge_budget_percent = Some(percent);
+        self
+    }
+
+    /// Calls that one endpoint may have in flight from this channel; zero means any number. A call for which no endpoint has a
+    /// place waits for one, within its deadline. Default: what the balancer says, and no limit until it has.
+    pub fn endpoint_calls_max(mut self, calls: u32) -> Self {
+        self.endpoint_calls_max = Some(calls);
+        self
+    }
+
+    /// Calls that may wait for such a place; further ones fail at once with `RESOURCE_EXHAUSTED`. Default 1,000.
+    pub fn waiting_calls_max(mut self, calls: u32) -> Self {
+        self.waiting_calls_max = calls;
+        self
+    }
+
     /// Makes the channel and waits for the first list, as long as the first-list timeout at most. A balancer that answered
     /// without a list is enough: calls then say why there is none.
     ///
     /// # Errors
-    /// When an address is malformed, or no balancer answered in time and no fallback is configured.
+    /// When an address or a method's policy is malformed, or no balancer answered in time and no fallback is configured.
     pub async fn connect(self) -> Result<Channel, Error> {
         let until = Instant::now() + self.first_list_timeout;
         let waited_ms = u64::try_from(self.first_list_timeout.as_millis()).unwrap_or(u64::MAX);
@@ -187,7 +234,7 @@ impl Builder {
     /// timeout at most.
     ///
     /// # Errors
-    /// When an address is malformed, or outside of a tokio runtime.
+    /// When an address or a method's policy is malformed, or outside of a tokio runtime.
     pub fn lazy(self) -> Result<Channel, Error> {
         let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let mut balancers = target::addresses(&self.balancers)?;
@@ -195,8 +242,16 @@ impl Builder {
             balancers.push(BALANCER_DEFAULT.to_owned());
         }
         let fallback = target::addresses(&self.fallback)?;
+        let own = Own {
+            methods: Methods::checked(self.methods)?,
+            retry_budget_percent: self.retry_budget_percent,
+            hedge_budget_percent: self.hedge_budget_percent,
+            endpoint_calls_max: self.endpoint_calls_max,
+        };
         let client_id = self.client_id.unwrap_or_else(default_client_id);
         let pool = Pool::new(self.service, client_id, self.connect_timeout, rand::random());
+        pool.advice.take_own(own);
+        pool.room.set_waiting_max(self.waiting_calls_max);
         let stop = CancellationToken::new();
         let lists = pool.lists();
         let has_fallback = !fallback.is_empty();

@@ -192,6 +192,11 @@ impl Pool {
                 });
                 text.push_str(&reasons(&list.endpoints));
             }
+            Some(_) if !self.picker().candidates().is_empty() => {
+                let (count, max) = (self.picker().candidates().len(), self.advice.endpoint_calls_max());
+                let _ =
+                    write!(text, " has {count} endpoints connected, each with the {max} calls it may have in flight");
+            }
             Some(_) => {
                 let wanted: Vec<_> = state.members.iter().filter(|m| m.weight > 0).collect();
                 let _ = write!(text, " has {} endpoints, none connected (", wanted.len());

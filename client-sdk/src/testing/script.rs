@@ -20,6 +20,10 @@ use super::seen::{Seen, keep};
 /// Messages a stream may leave unread; one more ends it.
 pub(crate) const UNREAD_MAX: usize = 1024;
 
+/// Budgets told to clients, as a balancer without a configuration tells them.
+const RETRY_BUDGET_PERCENT: u32 = 10;
+const HEDGE_BUDGET_PERCENT: u32 = 2;
+
 /// Lease told to backends, milliseconds.
 const LEASE_MS: u32 = 15_000;
 
@@ -301,6 +305,8 @@ impl Inner {
             digest: list.digest,
             complete: list.complete,
             report_period_ms: millis(self.report_period),
+            retry_budget_percent: RETRY_BUDGET_PERCENT,
+            hedge_budget_percent: HEDGE_BUDGET_PERCENT,
             ..Tick::default()
         })
     }

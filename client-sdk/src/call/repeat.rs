@@ -1,0 +1,282 @@
+//! A call whose method is declared idempotent: executed again when an execution failed in a way that may pass, and beside the
+//! first when that one is slow. Stays inside the call's deadline, its policy and the budgets of the channel, and lets nothing be
+//! repeated of which the application has seen the head of an answer.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::Poll,
+    time::Duration,
+};
+
+use http::HeaderMap;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use super::{
+    Answer, Call, Timer,
+    execution::{Failure, execute},
+};
+use crate::{
+    backoff::Backoff,
+    outcome::class_of,
+    policy::MethodPolicy,
+    why::{self, NotRetried},
+};
+
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// An endpoint that asks for a longer pause than this asks not to be tried again.
+const PUSHBACK_MAX: Duration = Duration::from_secs(60);
+
+type Execution<'a> = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Send + 'a>>;
+
+/// What an endpoint says of another attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pushback {
+    None,
+    After(Duration),
+    Never,
+}
+
+/// An execution that failed in a way that is the policy's to judge.
+enum Failed {
+    Answer(Answer),
+    Status(Status),
+}
+
+/// What happens next.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and most are the large one")]
+enum Event {
+    Ended(Result<Answer, Failure>),
+    HedgeDue,
+    RetryDue,
+}
+
+/// A call under way.
+struct Repeat<'a> {
+    call: &'a Call<'a>,
+    policy: &'a MethodPolicy,
+    running: Vec<Execution<'a>>,
+    /// Executions begun, hedges included.
+    begun: u32,
+    /// Those of them that count as attempts.
+    attempts: u32,
+    hedges: u32,
+    hedge_at: Option<Instant>,
+    retry_at: Option<Instant>,
+    backoff: Backoff,
+    timer: Timer,
+}
+
+/// Executes the call as often as its policy allows: the first good answer, or the last failure.
+pub(super) async fn run(call: &Call<'_>, policy: &MethodPolicy) -> Result<Answer, Status> {
+    let seed = call.pool.rng().next_u64();
+    let mut repeat = Repeat {
+        call,
+        policy,
+        running: Vec::with_capacity(1),
+        begun: 0,
+        attempts: 0,
+        hedges: 0,
+        hedge_at: None,
+        retry_at: None,
+        backoff: Backoff::new(policy.backoff_base, policy.backoff_max, seed),
+        timer: Timer::default(),
+    };
+    if policy.hedge_delay.is_some() {
+        call.pool.advice.hedges.earn();
+        repeat.plan_hedge();
+    }
+    repeat.attempt();
+    loop {
+        match repeat.next().await {
+            Event::RetryDue => repeat.attempt(),
+            Event::HedgeDue => repeat.hedge(),
+            Event::Ended(Ok(answer)) => match answer.error_code() {
+                None => {
+                    call.pool.advice.retries.went_well(call.pool.now_us());
+                    // Whoever else is at it is let go, and thereby cancelled.
+                    return Ok(answer);
+                }
+                Some(code) => {
+                    let pushback = pushback(answer.response.headers());
+                    if let Some(result) = repeat.judge(code, pushback, Failed::Answer(answer)) {
+                        return result;
+                    }
+                }
+            },
+            Event::Ended(Err(Failure::There(status) | Failure::Unprocessed(status))) => {
+                if let Some(result) = repeat.judge(status.code(), Pushback::None, Failed::Status(status)) {
+                    return result;
+                }
+            }
+            Event::Ended(Err(Failure::Final(status))) => return Err(call.trail.told_in(status)),
+        }
+    }
+}
+
+impl<'a> Repeat<'a> {
+    /// Begins an attempt, at whichever endpoint there is; another one than those before, if there is another.
+    fn attempt(&mut self) {
+        self.retry_at = None;
+        self.attempts += 1;
+        self.running.push(Box::pin(execute(self.call, None, self.begun)));
+        self.begun += 1;
+    }
+
+    /// Begins an execution beside those under way, if all is there that it takes.
+    fn hedge(&mut self) {
+        self.plan_hedge();
+        let (pool, advice) = (self.call.pool, &self.call.pool.advice);
+        if !self.call.replay.is_complete() {
+            // The application has not said all yet, and two cannot wait for the rest of it.
+            return;
+        }
+        if !advice.retries.allows(pool.now_us()) || !advice.hedges.spend() {
+            self.hedge_at = None;
+            return;
+        }
+        let Some(endpoint) = pool.pick_other(&self.call.trail.tried()) else {
+            advice.hedges.give_back();
+            return;
+        };
+        self.hedges += 1;
+        self.running.push(Box::pin(execute(self.call, Some(endpoint), self.begun)));
+        self.begun += 1;
+        self.plan_hedge();
+    }
+
+    /// The next hedge is due after a delay, if there is to be one.
+    fn plan_hedge(&mut self) {
+        let delay = self.policy.hedge_delay.filter(|_| self.hedges < self.policy.hedges_max);
+        self.hedge_at = delay.and_then(|delay| Instant::now().checked_add(delay));
+    }
+
+    async fn next(&mut self) -> Event {
+        poll_fn(|cx| {
+            for n in 0..self.running.len() {
+                if let Poll::Ready(result) = self.running[n].as_mut().poll(cx) {
+                    drop(self.running.swap_remove(n));
+                    return Poll::Ready(Event::Ended(result));
+                }
+            }
+            // A call that waits to be tried again has nothing to be hedged.
+            let (at, event) = match (self.retry_at, self.hedge_at) {
+                (Some(at), _) => (at, Event::RetryDue),
+                (None, Some(at)) => (at, Event::HedgeDue),
+                (None, None) => return Poll::Pending,
+            };
+            self.timer.poll(at, cx).map(|()| event)
+        })
+        .await
+    }
+
+    /// An execution failed. `None` when the call goes on.
+    fn judge(&mut self, code: Code, pushback: Pushback, failed: Failed) -> Option<Result<Answer, Status>> {
+        if !self.policy.retry_codes.contains(code) {
+            return Some(self.end(failed, NotRetried::Code));
+        }
+        let is_in_budget = self.call.pool.advice.retries.failed(self.call.pool.now_us());
+        match pushback {
+            Pushback::None => {}
+            Pushback::Never => self.hedge_at = None,
+            Pushback::After(pause) => self.hedge_at = self.hedge_at.and_then(|_| Instant::now().checked_add(pause)),
+        }
+        if !self.running.is_empty() {
+            self.note(code, failed);
+            return None;
+        }
+        let next = match pushback {
+            Pushback::Never => Err(NotRetried::Pushback),
+            _ if self.attempts >= self.policy.attempts_max => Err(NotRetried::Attempts),
+            _ if !self.call.replay.is_movable() => Err(NotRetried::RequestTooLong),
+            _ if !is_in_budget => Err(NotRetried::Budget),
+            Pushback::After(pause) => self.in_time(pause),
+            Pushback::None => {
+                let pause = self.backoff.next();
+                self.in_time(pause)
+            }
+        };
+        match next {
+            Ok(at) => {
+                self.note(code, failed);
+                self.call.trail.waits();
+                self.retry_at = Some(at);
+                None
+            }
+            Err(not_retried) => Some(self.end(failed, not_retried)),
+        }
+    }
+
+    /// The moment after this pause, unless the call is over by then.
+    fn in_time(&self, pause: Duration) -> Result<Instant, NotRetried> {
+        let at = Instant::now().checked_add(pause).ok_or(NotRetried::Deadline)?;
+        if self.call.limits.is_over_at(at) { Err(NotRetried::Deadline) } else { Ok(at) }
+    }
+
+    /// The call goes on after this.
+    fn note(&self, code: Code, failed: Failed) {
+        match failed {
+            Failed::Answer(mut answer) => {
+                answer.attempt.end(class_of(code));
+                let address = answer.attempt.endpoint.address.clone();
+                match why::message_of(answer.response.headers()) {
+                    message if message.is_empty() => {
+                        self.call.trail.failed_at(&address, format_args!("answered {code:?}"));
+                    }
+                    message => self.call.trail.failed_at(&address, format_args!("answered {code:?}, {message}")),
+                }
+            }
+            Failed::Status(status) => {
+                let at = why::why(&status).and_then(|why| why.endpoint).unwrap_or_default();
+                self.call.trail.failed_at(&at, format_args!("{}", status.message()));
+            }
+        }
+    }
+
+    /// The call ends with this.
+    fn end(&self, failed: Failed, not_retried: NotRetried) -> Result<Answer, Status> {
+        match failed {
+            Failed::Answer(mut answer) => {
+                answer.not_retried = Some(not_retried);
+                if self.begun > 1 {
+                    let told = format!(" (not retried: {}){}", not_retried.words(), self.call.trail.told());
+                    why::add_to_message(answer.response.headers_mut(), &told);
+                }
+                Ok(answer)
+            }
+            Failed::Status(status) => Err(self.call.trail.told_in(not_retried.said_in(status))),
+        }
+    }
+}
+
+/// What an answer says of another attempt. What cannot be read says no.
+fn pushback(headers: &HeaderMap) -> Pushback {
+    let Some(value) = headers.get(PUSHBACK) else { return Pushback::None };
+    let pause_ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+    match pause_ms.map(Duration::from_millis) {
+        Some(pause) if pause <= PUSHBACK_MAX => Pushback::After(pause),
+        Some(_) | None => Pushback::Never,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_endpoint_says_of_another_attempt_is_obeyed_and_what_it_garbles_is_a_no() {
+        let said = |text: &'static str| {
+            pushback(&HeaderMap::from_iter([(
+                http::HeaderName::from_static(PUSHBACK),
+                http::HeaderValue::from_static(text),
+            )]))
+        };
+        assert_eq!(pushback(&HeaderMap::new()), Pushback::None);
+        assert_eq!(said("0"), Pushback::After(Duration::ZERO));
+        assert_eq!(said(" 250"), Pushback::After(Duration::from_millis(250)));
+        for no in ["-1", "", "soon", "1.5", "99999999999999999999", "60001"] {
+            assert_eq!(said(no), Pushback::Never, "{no}");
+        }
+    }
+}
