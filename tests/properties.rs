@@ -29,7 +29,7 @@ enum Fact {
     Announce(u8),
     Depart(u8),
     List(BTreeSet<u8>),
-    SourceFails,
+    SourceTells(u8),
     Check { at: u8, how: u8 },
     ClientsFail(u8),
     Word { scope: u8, action: u8, set_at: u8, for_s: u8 },
@@ -48,7 +48,7 @@ fn fact() -> impl Strategy<Value = Fact> {
         1 => at().prop_map(Fact::Announce),
         1 => at().prop_map(Fact::Depart),
         2 => prop::collection::btree_set(at(), 0..8).prop_map(Fact::List),
-        1 => Just(Fact::SourceFails),
+        1 => (0..3u8).prop_map(Fact::SourceTells),
         9 => (at(), 0..8u8).prop_map(|(at, how)| Fact::Check { at, how }),
         3 => at().prop_map(Fact::ClientsFail),
         2 => (0..12u8, 0..6u8, 0..9u8, 0..30u8)
@@ -174,8 +174,11 @@ impl World {
                 source,
                 service: service(),
                 endpoints: named.iter().map(|at| spec(*at, 0)).collect(),
+                detail: String::new(),
             },
-            Fact::SourceFails => Event::SourceFailed { source, reason: "silence".into() },
+            Fact::SourceTells(0) => Event::SourceAwaited { source, service: service() },
+            Fact::SourceTells(1) => Event::SourceDropped { source, service: service() },
+            Fact::SourceTells(_) => Event::SourceFailed { source, reason: "silence".into() },
             Fact::Check { at, how } => Event::Checked {
                 service: service(),
                 address: address(*at),
@@ -271,10 +274,11 @@ fn check_lists(service: &ServiceSnapshot) {
 }
 
 /// Every endpoint in every state is explained.
-fn check_explanations(service: &ServiceSnapshot, now: Timestamp) {
+fn check_explanations(snapshot: &Snapshot, now: Timestamp) {
+    let service = &snapshot.services[&service()];
     for cohort in cohorts() {
         for at in 0..=ENDPOINTS {
-            let explanation = explain(service, &cohort, &address(at), now);
+            let explanation = explain(service, &snapshot.sources, &cohort, &address(at), now);
             assert!(!explanation.next.is_empty() && !explanation.stages.is_empty());
             let in_list = explanation.result.starts_with("IN LIST");
             let listed =
@@ -373,7 +377,7 @@ proptest! {
             world.turn();
             let after = world.service();
             check_lists(after);
-            check_explanations(after, world.now);
+            check_explanations(&world.snapshot, world.now);
             match fact {
                 Fact::Pass { .. } => {}
                 Fact::Restart => check_restart(&before, after),

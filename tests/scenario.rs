@@ -116,8 +116,11 @@ impl Run {
             "live" => self.wait(duration(names[0]), &all[1..]),
             "file" => {
                 let endpoints = all.iter().map(|name| spec(name, &options)).collect();
-                self.event(Event::EndpointsListed { source: source(), service: greeter(), endpoints });
+                let detail = options.get("detail").copied().unwrap_or_default().to_owned();
+                self.event(Event::EndpointsListed { source: source(), service: greeter(), endpoints, detail });
             }
+            "file-awaited" => self.event(Event::SourceAwaited { source: source(), service: greeter() }),
+            "file-dropped" => self.event(Event::SourceDropped { source: source(), service: greeter() }),
             "file-fails" => self.event(Event::SourceFailed { source: source(), reason: "gone".into() }),
             "explain" => self.explain(&all[0], &options),
             "pick" => self.pick(&options),
@@ -295,7 +298,7 @@ impl Run {
         let zone = Locality::parse(options.get("zone").copied().unwrap_or("")).unwrap();
         let cohort = Cohort::of(&ClientId::parse("1").unwrap(), zone);
         let Some(service) = self.service() else { return };
-        let explanation = explain(service, &cohort, &address(name), self.now);
+        let explanation = explain(service, &self.snapshot.sources, &cohort, &address(name), self.now);
         let mut text = format!("explain {name}: {}\n", explanation.result);
         for stage in explanation.stages {
             let codes: Vec<_> = stage.reasons.iter().map(|reason| reason.code.name()).collect();

@@ -44,7 +44,10 @@ pub(crate) fn driver_with(defaults: ServiceConfig, stop: &CancellationToken) -> 
 pub(crate) async fn list(driver: &Handle, name: &str, addresses: &[&str]) {
     let endpoints: Vec<_> = addresses.iter().map(|text| EndpointSpec::at(address(text))).collect();
     let source = SourceId::parse("file").unwrap();
-    driver.ask(Event::EndpointsListed { source, service: service(name), endpoints }).await.unwrap();
+    driver
+        .ask(Event::EndpointsListed { source, service: service(name), endpoints, detail: String::new() })
+        .await
+        .unwrap();
     for text in addresses {
         let outcome = CheckOutcome::Passed;
         driver.ask(Event::Checked { service: service(name), address: address(text), outcome }).await.unwrap();

@@ -39,6 +39,7 @@ struct Source {
     detail: String,
     last_answer_ms_ago: u64,
     endpoints: u32,
+    answered: bool,
 }
 
 /// Prints the overview; exit 0 whatever it says, as long as the balancer answers.
@@ -64,6 +65,7 @@ fn split(status: v1::Status) -> (Overview, Vec<Service>) {
             detail: s.detail,
             last_answer_ms_ago: s.last_answer_ms_ago,
             endpoints: s.endpoints,
+            answered: s.answered,
         })
         .collect();
     let overview = Overview {
@@ -86,13 +88,16 @@ fn screen(status: &v1::Status) -> String {
     for source in &status.sources {
         let mark = if source.stale { "! " } else { "  " };
         let detail = if source.detail.is_empty() { String::new() } else { format!(": {}", source.detail) };
+        let (answer, stale) = if source.answered {
+            (format!("last answer {} ago", age(source.last_answer_ms_ago)), "   STALE, its last answer still holds")
+        } else {
+            ("no answer yet".to_owned(), "   STALE")
+        };
         lines.push(format!(
-            "{mark}source {}   {} endpoints   last answer {} ago{}{}",
+            "{mark}source {}   {} endpoints   {answer}{}{detail}",
             source.name,
             source.endpoints,
-            age(source.last_answer_ms_ago),
-            if source.stale { "   STALE, its last answer still holds" } else { "" },
-            detail,
+            if source.stale { stale } else { "" },
         ));
     }
     let troubled: Vec<&ServiceSummary> = status.services.iter().filter(|s| s.status != "OK").collect();
@@ -194,6 +199,7 @@ mod tests {
                 detail: "line 3: unknown key".to_owned(),
                 last_answer_ms_ago: 95_000,
                 endpoints: 8,
+                answered: true,
             }],
             ..v1::Status::default()
         };

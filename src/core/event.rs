@@ -17,6 +17,13 @@ pub enum Event {
         /// How.
         config: ServiceConfig,
     },
+    /// A source that can list was set to follow a service. Until its first full answer the service settles.
+    SourceAwaited {
+        /// Who.
+        source: SourceId,
+        /// What for.
+        service: ServiceName,
+    },
     /// A source that can list gave its full answer for a service.
     EndpointsListed {
         /// Who.
@@ -25,6 +32,8 @@ pub enum Event {
         service: ServiceName,
         /// All of them; what it no longer names is gone by its word.
         endpoints: Vec<EndpointSpec>,
+        /// What it was asked and where the answer is from, in words; empty when there is nothing to say.
+        detail: String,
     },
     /// A source could not answer. What it said last still holds.
     SourceFailed {
@@ -32,6 +41,13 @@ pub enum Event {
         source: SourceId,
         /// Why.
         reason: String,
+    },
+    /// The configuration no longer has a source follow a service: whatever it named, it names no longer.
+    SourceDropped {
+        /// Who.
+        source: SourceId,
+        /// What for.
+        service: ServiceName,
     },
     /// A backend opened a report stream and registered itself.
     Registered {

@@ -1,11 +1,11 @@
 //! Why an endpoint is or is not in a list, stage by stage, for every endpoint in every state.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    model::{Address, Cohort, Timestamp},
+    model::{Address, Cohort, SourceId, Timestamp},
     policy::{Assignment, assign},
-    snapshot::{Code, EndpointSnapshot, Reason, ServiceSnapshot, State},
+    snapshot::{Code, EndpointSnapshot, Reason, ServiceSnapshot, SourceSnapshot, State},
 };
 
 /// How a stage went.
@@ -45,8 +45,14 @@ pub struct Explanation {
     pub next: Vec<String>,
 }
 
-/// Explains the endpoint at `address` to a cohort. The ages are as of `now`.
-pub fn explain(service: &ServiceSnapshot, cohort: &Cohort, address: &Address, now: Timestamp) -> Explanation {
+/// Explains the endpoint at `address` to a cohort, with what is known of the sources. The ages are as of `now`.
+pub fn explain(
+    service: &ServiceSnapshot,
+    sources: &BTreeMap<SourceId, SourceSnapshot>,
+    cohort: &Cohort,
+    address: &Address,
+    now: Timestamp,
+) -> Explanation {
     let list = assign(service, cohort);
     let stages = match service.endpoint(address) {
         None => vec![Stage {
@@ -55,7 +61,7 @@ pub fn explain(service: &ServiceSnapshot, cohort: &Cohort, address: &Address, no
             reasons: Vec::new(),
             detail: format!("no source and no registration names {address}"),
         }],
-        Some(endpoint) => stages(service, endpoint, cohort, &list, now),
+        Some(endpoint) => stages(service, sources, endpoint, cohort, &list, now),
     };
     let next = next(service, address, &stages);
     Explanation { result: result(&list, address, &stages), stages, next }
@@ -63,15 +69,14 @@ pub fn explain(service: &ServiceSnapshot, cohort: &Cohort, address: &Address, no
 
 fn stages(
     service: &ServiceSnapshot,
+    sources: &BTreeMap<SourceId, SourceSnapshot>,
     endpoint: &EndpointSnapshot,
     cohort: &Cohort,
     list: &Assignment,
     now: Timestamp,
 ) -> Vec<Stage> {
     let mut walk = Walk { endpoint, excluded: false, stages: Vec::new() };
-    let sources: Vec<&str> = endpoint.sources.iter().map(|s| s.as_str()).collect();
-    let joined = ago(now, endpoint.joined_at);
-    walk.stage("discovered", format!("by {}, known since {joined}", sources.join(", ")), |code| {
+    walk.stage("discovered", discovery(endpoint, sources, now), |code| {
         matches!(code, Code::DiscoveryNotReady | Code::DiscoveryRemoved | Code::DiscoveryStale | Code::LabelMismatch)
     });
     walk.stage("registered", registration(endpoint, now), |code| {
@@ -191,6 +196,21 @@ fn ago(now: Timestamp, then: Timestamp) -> String {
         _ if age < Duration::from_secs(36_000) => format!("{minutes} min ago"),
         _ => format!("{hours} h ago"),
     }
+}
+
+/// Who names it, with what they were asked and when they answered, and under which name it is to be called.
+fn discovery(endpoint: &EndpointSnapshot, sources: &BTreeMap<SourceId, SourceSnapshot>, now: Timestamp) -> String {
+    let source = |id: &SourceId| {
+        let state = sources.get(id).filter(|state| !state.detail.is_empty());
+        let said = state.and_then(|state| Some((&state.detail, state.answered_at?)));
+        said.map_or(id.to_string(), |(detail, at)| format!("{id} ({detail}, answered {})", ago(now, at)))
+    };
+    let named: Vec<String> = endpoint.sources.iter().map(source).collect();
+    let name = match &*endpoint.spec.tls_name {
+        "" => String::new(),
+        name => format!(" as {name}"),
+    };
+    format!("by {}{name}, known since {}", named.join(", "), ago(now, endpoint.joined_at))
 }
 
 fn registration(endpoint: &EndpointSnapshot, now: Timestamp) -> String {

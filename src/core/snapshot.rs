@@ -39,6 +39,8 @@ pub struct SourceSnapshot {
     pub stale: Option<(Timestamp, String)>,
     /// Its last answer.
     pub answered_at: Option<Timestamp>,
+    /// What that answer was to, in its own words; empty when it says nothing of the kind.
+    pub detail: String,
 }
 
 /// One service.

@@ -106,12 +106,17 @@ impl Table {
                 service.config = Arc::new(config);
                 service.urgent = true;
             }
-            Event::EndpointsListed { source, service, endpoints } => {
+            Event::SourceAwaited { source, service } => {
+                self.make(&service, now)?.awaits(source.clone());
+                self.sources.entry(source).or_default();
+                self.changed = true;
+            }
+            Event::EndpointsListed { source, service, endpoints, detail } => {
                 let listed = self.make(&service, now).and_then(|service| service.listed(&source, endpoints, now));
                 let state = self.sources.entry(source).or_default();
                 self.changed = true;
                 match &listed {
-                    Ok(()) => *state = SourceSnapshot { stale: None, answered_at: Some(now) },
+                    Ok(()) => *state = SourceSnapshot { stale: None, answered_at: Some(now), detail },
                     Err(refusal) => state.stale = Some((now, refusal.to_string())),
                 }
                 listed?;
@@ -122,6 +127,15 @@ impl Table {
                 state.stale = Some((since, reason));
                 self.changed = true;
                 self.services.values_mut().for_each(|service| service.source_failed(&source));
+            }
+            Event::SourceDropped { source, service } => {
+                if let Some(service) = self.services.get_mut(&service) {
+                    service.dropped(&source, now);
+                }
+                if !self.services.values().any(|service| service.is_followed_by(&source)) {
+                    self.sources.remove(&source);
+                }
+                self.changed = true;
             }
             Event::Registered { service, endpoint } => {
                 let known = self.services.contains_key(&service);
@@ -268,7 +282,7 @@ impl Table {
     fn forget(&mut self) -> bool {
         let before = self.services.len();
         self.services.retain(|name, service| {
-            let keep = service.configured || !service.endpoints.is_empty() || !service.answered.is_empty();
+            let keep = service.configured || !service.endpoints.is_empty() || service.is_followed();
             if !keep {
                 self.broken.remove(name);
             }

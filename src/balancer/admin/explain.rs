@@ -115,7 +115,7 @@ fn of_endpoint(
         return Err(endpoint_unknown(address, Some(&service.name)));
     }
     let now = parts.driver.now();
-    let explained = explain::explain(service, cohort, address, now);
+    let explained = explain::explain(service, &parts.snapshot().sources, cohort, address, now);
     out.address = address.to_string();
     out.stages = explained
         .stages

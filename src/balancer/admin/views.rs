@@ -45,9 +45,13 @@ fn sources(snapshot: &Snapshot, now: Timestamp) -> Vec<v1::SourceStatus> {
     let sources = snapshot.sources.iter().map(|(name, source)| v1::SourceStatus {
         name: name.to_string(),
         stale: source.stale.is_some(),
-        detail: source.stale.as_ref().map(|(_, reason)| reason.clone()).unwrap_or_default(),
+        detail: match &source.stale {
+            Some((_, reason)) => reason.clone(),
+            None => source.detail.clone(),
+        },
         last_answer_ms_ago: source.answered_at.map_or(0, |at| millis(now.since(at))),
         endpoints: count(endpoints().filter(|e| e.sources.contains(name)).count()),
+        answered: source.answered_at.is_some(),
     });
     sources.collect()
 }

@@ -28,7 +28,8 @@ impl Source for File {
             }
             tell(&driver, Event::ServiceConfigured { service: service.clone(), config }).await;
             if let Some(endpoints) = endpoints {
-                tell(&driver, Event::EndpointsListed { source: self.id.clone(), service, endpoints }).await;
+                let (source, detail) = (self.id.clone(), String::new());
+                tell(&driver, Event::EndpointsListed { source, service, endpoints, detail }).await;
             }
         }
     }

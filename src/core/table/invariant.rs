@@ -69,7 +69,12 @@ mod tests {
         let name = ServiceName::parse("greeter").unwrap();
         let specs = endpoints.iter().map(|at| EndpointSpec::at(Address::parse(at).unwrap())).collect();
         let source = SourceId::parse("file").unwrap();
-        table.apply(Event::EndpointsListed { source, service: name.clone(), endpoints: specs }, Timestamp(0)).unwrap();
+        table
+            .apply(
+                Event::EndpointsListed { source, service: name.clone(), endpoints: specs, detail: String::new() },
+                Timestamp(0),
+            )
+            .unwrap();
         (*table.publish(Timestamp(0)).unwrap().services[&name]).clone()
     }
 

@@ -77,7 +77,7 @@ impl Table {
         for (name, kept) in kept.services {
             for source in &kept.answered {
                 let stale = Some((now, "has not answered since the balancer started".to_owned()));
-                self.sources.entry(source.clone()).or_insert(SourceSnapshot { stale, answered_at: None });
+                self.sources.entry(source.clone()).or_insert(SourceSnapshot { stale, ..SourceSnapshot::default() });
             }
             let mut service = Service::new(name.clone(), Arc::clone(&self.defaults), self.settled_at, now);
             service.restore(Arc::unwrap_or_clone(kept), now);

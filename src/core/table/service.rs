@@ -49,6 +49,8 @@ pub(super) struct Service {
     pub(super) config: Arc<ServiceConfig>,
     pub(super) configured: bool,
     pub(super) endpoints: BTreeMap<Address, Endpoint>,
+    /// Sources that have yet to give their first full answer.
+    awaited: BTreeSet<SourceId>,
     /// Sources that gave a full answer.
     pub(super) answered: BTreeSet<SourceId>,
     /// Those of them that are silent now: nothing they left unsaid proves anything.
@@ -77,6 +79,7 @@ impl Service {
             config,
             configured: false,
             endpoints: BTreeMap::new(),
+            awaited: BTreeSet::new(),
             answered: BTreeSet::new(),
             silent: BTreeSet::new(),
             judge: Judge::default(),
@@ -91,9 +94,10 @@ impl Service {
         }
     }
 
-    /// Whether silence about an endpoint means nothing yet.
+    /// Whether silence about an endpoint means nothing yet. A source that can list and has not answered yet may know
+    /// anything, however long that takes.
     pub(super) fn is_settling(&self, now: Timestamp) -> bool {
-        !self.restored && self.answered.is_empty() && self.may_be_unheard(now)
+        !self.awaited.is_empty() || (!self.restored && self.answered.is_empty() && self.may_be_unheard(now))
     }
 
     /// Whether clients that resume may know more than was kept: for a lease after the start, unless all who can list have
@@ -107,6 +111,27 @@ impl Service {
     fn may_be_unheard(&self, now: Timestamp) -> bool {
         let is_owed = |e: &Endpoint| e.joined_at < self.settled_at && e.health.is_unknown() && !e.trusted;
         now < self.settled_at || (now < self.settled_at.after(FIRST_CHECKS) && self.endpoints.values().any(is_owed))
+    }
+
+    /// Sources that have yet to give their first full answer.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = &SourceId> {
+        self.awaited.iter()
+    }
+
+    /// Whether a source that can list has spoken of it, or is to.
+    pub(super) fn is_followed(&self) -> bool {
+        !self.awaited.is_empty() || !self.answered.is_empty()
+    }
+
+    pub(super) fn is_followed_by(&self, source: &SourceId) -> bool {
+        self.awaited.contains(source) || self.answered.contains(source)
+    }
+
+    pub(super) fn awaits(&mut self, source: SourceId) {
+        if !self.answered.contains(&source) {
+            self.awaited.insert(source);
+            self.urgent = true;
+        }
     }
 
     /// Whether something may have changed since it was last advanced.
@@ -148,19 +173,34 @@ impl Service {
             endpoint.trusted = true;
             endpoint.withdrawn_at = None;
         }
+        self.withdraw(source, &named, now);
+        if self.silent.remove(source) {
+            // What it said before its silence has to be proved anew.
+            self.endpoints.values_mut().filter_map(|e| e.withdrawn_at.as_mut()).for_each(|at| *at = now);
+        }
+        self.awaited.remove(source);
+        self.answered.insert(source.clone());
+        self.urgent = true;
+        Ok(())
+    }
+
+    /// What a source no longer names is gone by its word, unless somebody else names it.
+    fn withdraw(&mut self, source: &SourceId, named: &BTreeSet<Address>, now: Timestamp) {
         for (address, endpoint) in &mut self.endpoints {
             let withdrawn = !named.contains(address) && endpoint.listed_by.remove(source);
             if withdrawn && endpoint.listed_by.is_empty() && endpoint.registration.is_none() {
                 endpoint.withdrawn_at = Some(now);
             }
         }
-        if self.silent.remove(source) {
-            // What it said before its silence has to be proved anew.
-            self.endpoints.values_mut().filter_map(|e| e.withdrawn_at.as_mut()).for_each(|at| *at = now);
-        }
-        self.answered.insert(source.clone());
+    }
+
+    /// It was told to follow this service no longer, which is as good as its own word.
+    pub(super) fn dropped(&mut self, source: &SourceId, now: Timestamp) {
+        self.withdraw(source, &BTreeSet::new(), now);
+        self.awaited.remove(source);
+        self.answered.remove(source);
+        self.silent.remove(source);
         self.urgent = true;
-        Ok(())
     }
 
     /// A source could not answer.

@@ -38,7 +38,7 @@ pub(super) fn view(service: &Service, light: &Light<'_>) -> ServiceSnapshot {
     let nothing_offered = endpoints.iter().all(|e| !e.state.is_offered());
     let settling = service.is_settling(now) || (nothing_offered && pending > 0);
     if note.is_empty() {
-        note = remark(&endpoints, settling);
+        note = remark(service, &endpoints, settling);
     }
     let before = service.snapshot.as_deref();
     keep_since(&mut endpoints, before);
@@ -200,7 +200,7 @@ fn nothing_left(service: &Service, faces: &[Face<'_>]) -> (Mode, String) {
 }
 
 /// What there is to say about a list that is not in a mode of its own.
-fn remark(endpoints: &[EndpointSnapshot], settling: bool) -> String {
+fn remark(service: &Service, endpoints: &[EndpointSnapshot], settling: bool) -> String {
     let mut out: BTreeMap<Code, usize> = BTreeMap::new();
     for endpoint in endpoints.iter().filter(|e| !e.state.is_offered()) {
         if let Some(reason) = endpoint.reasons.first() {
@@ -211,7 +211,10 @@ fn remark(endpoints: &[EndpointSnapshot], settling: bool) -> String {
     if !parts.is_empty() {
         parts = vec![format!("not offered: {}", parts.join(", "))];
     }
-    if settling {
+    let awaited: Vec<&str> = service.awaited().map(SourceId::as_str).collect();
+    if !awaited.is_empty() {
+        parts.push(format!("settling: no answer yet from {}", awaited.join(", ")));
+    } else if settling {
         parts.push("settling after a start: endpoints may still turn up".into());
     }
     parts.join("; ")

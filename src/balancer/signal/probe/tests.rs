@@ -48,7 +48,7 @@ async fn probed(address: SocketAddr, config: ServiceConfig) -> (Handle, Cancella
     let source = SourceId::parse("file").unwrap();
     let endpoints = vec![EndpointSpec::at(Address::parse(&address.to_string()).unwrap())];
     driver.ask(Event::ServiceConfigured { service: service(), config }).await.unwrap();
-    driver.ask(Event::EndpointsListed { source, service: service(), endpoints }).await.unwrap();
+    driver.ask(Event::EndpointsListed { source, service: service(), endpoints, detail: String::new() }).await.unwrap();
     tokio::spawn(run(driver.clone(), 256, stop.clone()));
     (driver, stop)
 }
