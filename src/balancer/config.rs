@@ -32,7 +32,7 @@ pub struct Config {
     pub listen: Listen,
     /// Who it is.
     pub node: Node,
-    /// Where overrides outlive a restart; `None` keeps nothing.
+    /// Where overrides and the last known good lists outlive a restart; `None` keeps nothing.
     pub data_dir: Option<PathBuf>,
     /// How services are balanced that say nothing else, self-registered ones among them.
     pub defaults: ServiceConfig,

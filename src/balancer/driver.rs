@@ -12,6 +12,7 @@ use lookaside_core::{
     config::ServiceConfig,
     decision::{self, Decision},
     event::{Backend, Event, LoadReport, Outcomes, Override},
+    kept::Kept,
     model::{Address, ClientId, ServiceName, Timestamp, Version},
     snapshot::Snapshot,
     table::{Effect, Invariant, Refusal, Table},
@@ -24,8 +25,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    limits::{EVENTS_PER_TURN_MAX, EVENTS_WAITING_MAX, SAVE_WAIT_MAX, TURN_PAUSE_MAX, TURN_PAUSE_MIN},
-    store::Store,
+    limits::{
+        EVENTS_PER_TURN_MAX, EVENTS_WAITING_MAX, HEARD_SAVE_PERIOD, SAVE_WAIT_MAX, TURN_PAUSE_MAX, TURN_PAUSE_MIN,
+    },
+    store::{FileState, Store},
     telemetry,
 };
 
@@ -74,7 +77,9 @@ pub(crate) struct Start {
     pub(crate) defaults: ServiceConfig,
     /// Words that outlived a restart.
     pub(crate) overrides: Vec<Override>,
-    /// Where words are kept; `None` keeps nothing.
+    /// The last known good state, where there is one.
+    pub(crate) kept: Option<Kept>,
+    /// Where both are kept; `None` keeps nothing.
     pub(crate) store: Option<Store>,
 }
 
@@ -86,6 +91,13 @@ pub(crate) fn start(start: Start, stop: CancellationToken) -> (Handle, JoinHandl
         if let Err(refusal) = table.apply(Event::OverrideSet { word }, clock.now()) {
             tracing::warn!(%refusal, "a kept override is not taken");
         }
+    }
+    if let Some(kept) = start.kept
+        && let Err(refusal) = table.restore(kept, clock.now())
+    {
+        let labels = [("file", "snapshot"), ("reason", "limits")];
+        metrics::counter!(telemetry::DATA_REFUSED_TOTAL, &labels).increment(1);
+        tracing::error!(%refusal, "what the last start had kept is not taken");
     }
     let first = table.publish(clock.now()).unwrap_or_default();
     let (inbox, messages) = mpsc::channel(EVENTS_WAITING_MAX);
@@ -100,7 +112,9 @@ pub(crate) fn start(start: Start, stop: CancellationToken) -> (Handle, JoinHandl
     };
     let driver = Driver {
         saved: to_save(&table, clock.now()),
+        saved_at: clock.now(),
         spoken: false,
+        ordered: false,
         broken: BTreeMap::new(),
         table,
         intake: Arc::clone(&handle.intake),
@@ -166,6 +180,11 @@ impl Handle {
         self.clock.now()
     }
 
+    /// How the files of the data directory are; none without one.
+    pub(crate) fn files(&self) -> Vec<FileState> {
+        self.store.as_ref().map(Store::files).unwrap_or_default()
+    }
+
     async fn answer<T>(&self, message: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Message) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         self.inbox.send(message(reply)).await.map_err(|_| Error::Stopped)?;
@@ -202,8 +221,10 @@ struct Driver {
     table: Table,
     /// Words as the store has them.
     saved: Vec<Override>,
-    /// Whether a word was heard in this turn.
+    saved_at: Timestamp,
+    /// Whether a word was heard since, and whether one of them was an order.
     spoken: bool,
+    ordered: bool,
     /// Broken promises that were told of.
     broken: BTreeMap<ServiceName, Invariant>,
     intake: Arc<Intake>,
@@ -226,7 +247,7 @@ impl Driver {
         loop {
             tokio::select! {
                 biased; // Who stops the driver gets no further turn.
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.finish(),
                 taken = messages.recv_many(&mut batch, EVENTS_PER_TURN_MAX) => if taken == 0 { return },
                 () = self.intake.urgent() => {}
                 () = tokio::time::sleep(TURN_PAUSE_MAX) => {}
@@ -256,7 +277,22 @@ impl Driver {
         }
         self.tell_broken();
         self.save(now);
+        if let Some(store) = self.store.as_ref().filter(|store| store.takes_snapshot())
+            && let Some(kept) = self.table.keep(now)
+        {
+            store.save_snapshot(kept);
+        }
         self.answer(taken);
+    }
+
+    /// The next start begins where this one ends.
+    fn finish(mut self) {
+        let now = self.clock.now();
+        self.ordered = true;
+        self.save(now);
+        if let (Some(store), Some(kept)) = (&self.store, self.table.keep(now)) {
+            store.save_snapshot(kept);
+        }
     }
 
     /// Who asked may have gone away meanwhile: an answer that finds nobody is dropped.
@@ -276,7 +312,10 @@ impl Driver {
                 let effect = self.table.preview(&word, now);
                 let done = effect.and_then(|effect| self.apply(Event::OverrideSet { word }, now).map(|()| effect));
                 match done {
-                    Ok(effect) => taken.push(Taken { service, effect, reply }),
+                    Ok(effect) => {
+                        self.ordered = true;
+                        taken.push(Taken { service, effect, reply });
+                    }
                     Err(refusal) => {
                         let _ = reply.send(Err(refusal.into()));
                     }
@@ -333,14 +372,16 @@ impl Driver {
 
     /// Words that end need no saving: the file says when they do.
     fn save(&mut self, now: Timestamp) {
-        if !std::mem::take(&mut self.spoken) {
+        let is_due = self.ordered || now.since(self.saved_at) >= HEARD_SAVE_PERIOD;
+        if !self.spoken || !is_due {
             return;
         }
+        (self.spoken, self.ordered) = (false, false);
         let Some(store) = &self.store else { return };
         let words = to_save(&self.table, now);
         if words != self.saved {
-            store.save(words.clone());
-            self.saved = words;
+            store.save_overrides(words.clone());
+            (self.saved, self.saved_at) = (words, now);
         }
     }
 

@@ -34,11 +34,23 @@ pub(crate) const SAVE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// A failed save is tried again after this.
 pub(crate) const SAVE_RETRY: Duration = Duration::from_secs(5);
 
-/// A larger file of overrides is not read: it is not ours.
+/// A larger file of overrides is put aside and not used: it is not ours.
 pub(crate) const OVERRIDES_FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// A larger configuration file is refused. 10,000 services with a few endpoints each are about 4 MB.
 pub(crate) const CONFIG_FILE_BYTES_MAX: u64 = 32 << 20;
+
+/// Between two saves of words that backends repeat: a backend that makes up new ones all the time must not keep the disk
+/// busy. Orders are saved at once.
+pub(crate) const HEARD_SAVE_PERIOD: Duration = Duration::from_secs(1);
+
+/// A larger snapshot is neither written nor read: at some 250 bytes an endpoint this is a million of them.
+pub(crate) const SNAPSHOT_FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// Between two writes of the snapshot at least, and so many times as long as the last one took: a tenth of the disk's time
+/// at most.
+pub(crate) const SAVE_PAUSE_MIN: Duration = Duration::from_secs(1);
+pub(crate) const SAVE_PAUSE_TIMES: u32 = 10;
 
 /// What a peer may have sent on one stream before we have read it. Our messages are small.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 64 << 10;

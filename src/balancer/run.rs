@@ -1,7 +1,7 @@
 //! The wiring: the one place that knows all rooms. It opens the listeners, starts everything in order, and at the end
 //! stops it in order, so that clients and backends have moved on before their connections go.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
 use lookaside_core::{event::Override, model::SourceId};
 use lookaside_proto::v1::{balancer_server, reporter_server};
@@ -26,7 +26,7 @@ use crate::{
     limits::METRICS_CONNECTIONS_MAX,
     signal::{Holders, probe, report},
     source::{Source as _, file::File},
-    store,
+    store::{self, Store},
     telemetry::{
         self, PICK_STREAMS, PICK_STREAMS_UNSYNCED,
         gauges::{self, Numbers},
@@ -90,7 +90,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     let tokens = Tokens::default();
     let rooms = TaskTracker::new();
 
-    let (driver, driving) = start_driver(&config, &tokens.stop, &rooms);
+    let (driver, driving) = start_driver(&config, &tokens, &rooms);
     let source = SourceId::parse("file").expect("a name without white space");
     // Before anybody can ask, so that what is configured is never unknown.
     File::new(source, config.services.clone()).follow(driver.clone(), tokens.stop.clone()).await;
@@ -145,6 +145,8 @@ struct Tokens {
     leave: CancellationToken,
     /// Everything else.
     stop: CancellationToken,
+    /// The disk has what the driver told last.
+    disk: CancellationToken,
 }
 
 /// Waits for the end, and brings it about.
@@ -172,41 +174,39 @@ async fn until(
     tokens.leave.cancel();
     listeners.wait().await;
     tokens.stop.cancel();
-    rooms.wait().await;
     while let Some(ended) = vital.join_next().await {
         others = others.and(ended);
     }
-    match driven {
-        Some(ended) => ended?,
-        None => driving.await?,
-    }
+    let driven = match driven {
+        Some(ended) => ended,
+        None => driving.await,
+    };
+    tokens.disk.cancel();
+    rooms.wait().await;
+    driven?;
     others?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Starts the driver with the words that outlived the last start. Without them it starts all the same, and says so.
-fn start_driver(config: &Config, stop: &CancellationToken, rooms: &TaskTracker) -> (Handle, JoinHandle<()>) {
-    let (overrides, store) = match &config.data_dir {
-        Some(dir) => {
-            let (store, writing) = store::start(dir.clone(), stop.clone());
-            rooms.spawn(writing);
-            let kept = kept(dir);
-            // Written at once, so that a disk that takes nothing is known before an order relies on it.
-            store.save(kept.iter().map(|word| Override { remaining: None, ..word.clone() }).collect());
-            (kept, Some(store))
-        }
-        None => (Vec::new(), None),
+/// Starts the driver with what outlived the last start. Without it it starts all the same, and says so.
+fn start_driver(config: &Config, tokens: &Tokens, rooms: &TaskTracker) -> (Handle, JoinHandle<()>) {
+    let mut start = driver::Start {
+        epoch: rand::random(),
+        defaults: config.defaults.clone(),
+        overrides: Vec::new(),
+        kept: None,
+        store: None,
     };
-    let start = driver::Start { epoch: rand::random(), defaults: config.defaults.clone(), overrides, store };
-    driver::start(start, stop.clone())
-}
-
-fn kept(dir: &Path) -> Vec<Override> {
-    store::load(dir, driver::unix_ms()).unwrap_or_else(|error| {
-        tracing::error!(%error, "overrides of the last start are lost: look at drains and weights");
-        Vec::new()
-    })
+    if let Some(dir) = &config.data_dir {
+        let loaded = store::load(dir, driver::unix_ms());
+        let store = Store::start(dir, &config.node.id, loaded.refused, rooms, &tokens.disk);
+        // Written at once, so that a disk that takes nothing is known before an order relies on it.
+        let words = loaded.overrides.iter().map(|word| Override { remaining: None, ..word.clone() });
+        store.save_overrides(words.collect());
+        (start.overrides, start.kept, start.store) = (loaded.overrides, loaded.snapshot, Some(store));
+    }
+    driver::start(start, tokens.stop.clone())
 }
 
 fn reports(

@@ -64,7 +64,9 @@ declare! {
     HEALTH_CHECKS_TOTAL Counter Count "lookaside_health_checks_total" "Checks of endpoints that came to an end, by result";
     HEALTH_CHECK_DURATION_SECONDS Histogram Seconds "lookaside_health_check_duration_seconds" "Time that checks of endpoints took";
     INTAKE_DROPPED_TOTAL Counter Count "lookaside_intake_dropped_total" "Reports or outcomes (kind) dropped because the intake was full";
-    OVERRIDES_SAVED Gauge Count "lookaside_overrides_saved" "1 while overrides are on disk, 0 when the last save failed";
+    DATA_SAVED Gauge Count "lookaside_data_saved" "1 while a file of the data directory is up to date, 0 when the last save failed, by file (overrides, snapshot)";
+    DATA_SAVES_TOTAL Counter Count "lookaside_data_saves_total" "Saves to the data directory, by file and result (ok, failed)";
+    DATA_REFUSED_TOTAL Counter Count "lookaside_data_refused_total" "Files of the data directory that were not used at the start, by file and reason (unreadable, too_large, foreign, newer, truncated, damaged, limits)";
     REPORTS_TOTAL Counter Count "lookaside_reports_total" "Messages of backends that were taken";
     REPORTS_REFUSED_TOTAL Counter Count "lookaside_reports_refused_total" "Messages of backends that were refused, by reason";
     REPORT_STREAMS Gauge Count "lookaside_report_streams" "Report streams open";

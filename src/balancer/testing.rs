@@ -36,7 +36,7 @@ pub(crate) fn driver(stop: &CancellationToken) -> Handle {
 
 /// The same, with other defaults for services.
 pub(crate) fn driver_with(defaults: ServiceConfig, stop: &CancellationToken) -> Handle {
-    let start = driver::Start { epoch: 7, defaults, overrides: Vec::new(), store: None };
+    let start = driver::Start { epoch: 7, defaults, overrides: Vec::new(), kept: None, store: None };
     driver::start(start, stop.clone()).0
 }
 

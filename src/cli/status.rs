@@ -29,6 +29,7 @@ struct Overview {
     pick_streams_synced: u32,
     report_streams: u32,
     sources: Vec<Source>,
+    data: Vec<DataFile>,
 }
 
 #[derive(Serialize)]
@@ -40,6 +41,19 @@ struct Source {
     last_answer_ms_ago: u64,
     endpoints: u32,
     answered: bool,
+}
+
+/// A file of the data directory.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DataFile {
+    name: String,
+    path: String,
+    saved: bool,
+    detail: String,
+    saved_ms_ago: u64,
+    bytes: u64,
+    refused: String,
 }
 
 /// Prints the overview; exit 0 whatever it says, as long as the balancer answers.
@@ -68,6 +82,19 @@ fn split(status: v1::Status) -> (Overview, Vec<Service>) {
             answered: s.answered,
         })
         .collect();
+    let data = status
+        .data
+        .into_iter()
+        .map(|file| DataFile {
+            name: file.name,
+            path: file.path,
+            saved: file.saved,
+            detail: file.detail,
+            saved_ms_ago: file.saved_ms_ago,
+            bytes: file.bytes,
+            refused: file.refused,
+        })
+        .collect();
     let overview = Overview {
         version: status.version,
         epoch: format!("{:016x}", status.epoch),
@@ -79,6 +106,7 @@ fn split(status: v1::Status) -> (Overview, Vec<Service>) {
         pick_streams_synced: status.pick_streams_synced,
         report_streams: status.report_streams,
         sources,
+        data,
     };
     (overview, status.services.into_iter().map(Service::new).collect())
 }
@@ -99,6 +127,14 @@ fn screen(status: &v1::Status) -> String {
             source.endpoints,
             if source.stale { stale } else { "" },
         ));
+    }
+    for file in &status.data {
+        if !file.refused.is_empty() {
+            lines.push(format!("! {} of the last start not used: {}", file.name, file.refused));
+        }
+        if !file.saved {
+            lines.push(format!("! {} not kept on disk: {}: {}", file.name, file.path, file.detail));
+        }
     }
     let troubled: Vec<&ServiceSummary> = status.services.iter().filter(|s| s.status != "OK").collect();
     if !troubled.is_empty() {
@@ -201,13 +237,22 @@ mod tests {
                 endpoints: 8,
                 answered: true,
             }],
+            data: vec![v1::DataFile {
+                name: "snapshot".to_owned(),
+                path: "/d/snapshot.jsonl".to_owned(),
+                detail: "No space left on device".to_owned(),
+                refused: "/d/snapshot.jsonl: it is damaged".to_owned(),
+                ..v1::DataFile::default()
+            }],
             ..v1::Status::default()
         };
         assert_eq!(
             screen(&status),
             "lookaside lb-0 0.1.0   up 3d4h   clients at 127.0.0.1:7400\n\
              SERVICES 1 PANIC  1 DEGRADED  1 SETTLING  1 OK   ENDPOINTS 25 eligible of 32   PICK STREAMS 12 (11 synced)   REPORT STREAMS 24\n\
-             ! source file   8 endpoints   last answer 95s ago   STALE, its last answer still holds: line 3: unknown key\n   \
+             ! source file   8 endpoints   last answer 95s ago   STALE, its last answer still holds: line 3: unknown key\n\
+             ! snapshot of the last start not used: /d/snapshot.jsonl: it is damaged\n\
+             ! snapshot not kept on disk: /d/snapshot.jsonl: No space left on device\n   \
                 SERVICE   STATUS    ELIGIBLE  NOTE           NEXT\n\
              !  payments  PANIC     2/8       2 of 8 usable  lookaside explain payments\n\
              !  search    DEGRADED  7/8       -              lookaside endpoints search --excluded\n   \

@@ -14,6 +14,7 @@ use super::Parts;
 use crate::{
     convert::{self, millis},
     frontend::clients::{Standing, View},
+    store::FileState,
 };
 
 /// The whole balancer on one page.
@@ -37,6 +38,19 @@ pub(super) fn status(parts: &Parts) -> v1::Status {
         report_streams: count((parts.report_streams)()),
         sources: sources(&snapshot, now),
         draining: parts.draining.is_cancelled(),
+        data: parts.driver.files().into_iter().map(data_file).collect(),
+    }
+}
+
+fn data_file(file: FileState) -> v1::DataFile {
+    v1::DataFile {
+        name: file.name.to_owned(),
+        path: file.path,
+        saved: file.failing.is_empty(),
+        detail: file.failing,
+        saved_ms_ago: file.saved_ago.map_or(0, millis),
+        bytes: file.bytes,
+        refused: file.refused,
     }
 }
 

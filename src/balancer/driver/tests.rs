@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use lookaside_core::{
-    event::{Action, Scope},
+    event::{Action, CheckOutcome, Scope},
     model::{EndpointSpec, SourceId},
     snapshot::{EndpointSnapshot, State},
 };
@@ -42,7 +42,8 @@ fn drain(n: u16) -> Override {
 
 fn begin(overrides: Vec<Override>, store: Option<Store>) -> (Handle, CancellationToken) {
     let stop = CancellationToken::new();
-    let (handle, _) = start(Start { epoch: 9, defaults: ServiceConfig::default(), overrides, store }, stop.clone());
+    let start_with = Start { epoch: 9, defaults: ServiceConfig::default(), overrides, kept: None, store };
+    let (handle, _) = start(start_with, stop.clone());
     (handle, stop)
 }
 
@@ -147,18 +148,71 @@ async fn an_order_is_the_newest_even_when_the_wall_clock_was_set_back() {
 #[tokio::test]
 async fn an_order_outlives_a_restart() {
     let directory = store::tests::directory("restart");
-    let stop = CancellationToken::new();
-    let (store, task) = store::start(directory.clone(), stop.clone());
+    let (store, tasks, stop) = store::tests::begin(&directory);
     let (handle, _stop) = begin(Vec::new(), Some(store));
     handle.ask(registered(1)).await.unwrap();
     handle.order(drain(1)).await.unwrap();
-    assert_eq!(store::load(&directory, unix_ms()).unwrap(), [drain(1)], "it is on disk when it is answered");
+    assert_eq!(store::load(&directory, unix_ms()).overrides, [drain(1)], "it is on disk when it is answered");
     stop.cancel();
-    task.await.unwrap();
+    tasks.wait().await;
 
-    let (handle, _stop) = begin(store::load(&directory, unix_ms()).unwrap(), None);
+    let (handle, _stop) = begin(store::load(&directory, unix_ms()).overrides, None);
     handle.ask(registered(1)).await.unwrap();
     until(&handle, |s| endpoint(s, 1).is_some_and(|e| e.state == State::Draining)).await;
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_served_is_served_again_from_the_first_snapshot_on() {
+    let directory = store::tests::directory("again");
+    let (store, tasks, disk) = store::tests::begin(&directory);
+    let (handle, stop) = begin(Vec::new(), Some(store));
+    for n in [1, 2] {
+        handle.ask(registered(n)).await.unwrap();
+        let outcome = CheckOutcome::Passed;
+        handle.ask(Event::Checked { service: service(), address: address(n), outcome }).await.unwrap();
+    }
+    until(&handle, |s| endpoint(s, 2).is_some_and(|e| e.state == State::Eligible)).await;
+    stop.cancel();
+    while handle.ask(registered(3)).await.is_ok() {}
+    disk.cancel();
+    tasks.wait().await;
+
+    let start_with = Start {
+        epoch: 10,
+        defaults: ServiceConfig::default(),
+        overrides: Vec::new(),
+        kept: store::load(&directory, unix_ms()).snapshot,
+        store: None,
+    };
+    let (handle, _) = start(start_with, CancellationToken::new());
+    let first = Arc::clone(&handle.snapshots().borrow());
+    for n in [1, 2] {
+        let restored = endpoint(&first, n).unwrap();
+        assert_eq!(restored.state, State::Eligible);
+        assert!(restored.lease.as_ref().unwrap().restored);
+    }
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn words_that_backends_repeat_are_saved_once_a_second_and_orders_at_once() {
+    let directory = store::tests::directory("pace-of-words");
+    let (store, ..) = store::tests::begin(&directory);
+    let saved = store.clone();
+    let (handle, _stop) = begin(Vec::new(), Some(store));
+    handle.ask(registered(1)).await.unwrap();
+    let began = tokio::time::Instant::now();
+    for set_at_unix_ms in 1..=200 {
+        handle.ask(Event::OverrideSet { word: Override { set_at_unix_ms, ..drain(1) } }).await.unwrap();
+    }
+    saved.settled(Duration::from_secs(10)).await;
+    // One file for each second begun, however many words.
+    let most = began.elapsed().as_secs() + 1;
+    assert!(saved.overrides_saved() <= most, "{} saves in {:?}", saved.overrides_saved(), began.elapsed());
+    handle.order(drain(1)).await.unwrap();
+    let kept = store::load(&directory, unix_ms()).overrides;
+    assert!(kept[0].set_at_unix_ms > 200, "{kept:?}");
     std::fs::remove_dir_all(directory).unwrap();
 }
 
