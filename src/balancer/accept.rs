@@ -1,41 +1,42 @@
 //! Connections: who may have one, how long, and how much of it. One loop per gRPC listener hands HTTP/2 connections to
 //! a router; beyond a cap a connection is closed at once, a silent one is cut, an old one is told to go away so that
-//! clients spread over replicas again. Knows nothing of what is served.
+//! clients spread over replicas again. What one peer can take is bounded in every direction, so that it is this peer that
+//! is turned away when it takes too much, and nobody else. Knows nothing of what is served.
 //!
 //! This is our own and not the router's library's server because that one sends no GOAWAY when both an age and a grace
 //! are set, spins when file descriptors run out, and does not let a peer's memory be bounded.
 
-use std::{
-    convert::Infallible,
-    io::{self, Cursor},
-    net::SocketAddr,
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, io, pin::pin, sync::Arc};
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::AsyncReadExt as _,
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{service::Routes, transport::server::TcpConnectInfo};
+use tonic::{Status, service::Routes, transport::server::TcpConnectInfo};
 use tower::Service as _;
 
 use crate::{
     config::Limits,
     limits::{
-        CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
+        CONNECTION_WINDOW_BYTES, GOAWAY_WAIT, HANDSHAKES_MAX, HEADER_LIST_BYTES_MAX, REQUEST_WAIT_MAX,
+        RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
     },
     telemetry,
 };
 
-/// What every HTTP/2 connection begins with (RFC 9113, 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+mod acceptor;
+mod meter;
+mod peers;
+mod vitals;
+
+pub(crate) use acceptor::{Accepted, Acceptor};
+use meter::{Flood, Meter, PREFACE};
+use peers::Peer;
+use vitals::{Answer, Vitals};
 
 /// Why a connection ended early.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ enum Error {
     /// The first bytes did not come in time.
     #[error("the peer was silent")]
     Silent,
+    /// So many others of its address were in their handshakes that its own did not begin in time.
+    #[error("too many handshakes at once")]
+    Crowded,
     /// Something else than gRPC.
     #[error("the peer does not speak HTTP/2 with prior knowledge")]
     NotHttp2,
@@ -53,9 +57,6 @@ enum Error {
     #[error(transparent)]
     Http(#[from] hyper::Error),
 }
-
-/// Between two attempts while file descriptors are used up: the kernel keeps connections waiting meanwhile.
-const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// The connection that a request came on; in the extensions of every request.
 #[derive(Debug, Clone)]
@@ -76,62 +77,42 @@ impl Connection {
     }
 }
 
-/// A listener with a cap.
-pub(crate) struct Acceptor {
-    name: &'static str,
-    listener: TcpListener,
-    slots: Arc<Semaphore>,
-    failing: bool,
+/// What a listener serves, and how.
+#[derive(Clone)]
+pub(crate) struct Offer {
+    /// Who answers.
+    pub(crate) routes: Routes,
+    /// How much a peer may take.
+    pub(crate) limits: Limits,
+    /// The path of the one method whose streams come by the thousand; of all others a connection has a few.
+    pub(crate) many: Option<&'static str>,
+    /// Cancelled when no more connections are wanted.
+    pub(crate) stop: CancellationToken,
 }
 
-impl Acceptor {
-    /// `name` is what logs and metrics call it.
-    pub(crate) fn new(name: &'static str, listener: TcpListener, connections_max: usize) -> Self {
-        let slots = Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS)));
-        Self { name, listener, slots, failing: false }
-    }
+/// The right to be in the handshake: until the first request has come.
+pub(crate) type Turn = [OwnedSemaphorePermit; 2];
 
-    /// The next connection below the cap, with the slot it holds. Those above it are closed and counted here.
-    pub(crate) async fn next(&mut self) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, peer)) => {
-                    self.failing = false;
-                    match Arc::clone(&self.slots).try_acquire_owned() {
-                        Ok(slot) => return (stream, peer, slot),
-                        Err(_) => count_refused(self.name, "cap"),
-                    }
-                }
-                // The peer gave up while it waited: nothing is wrong here.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    if !self.failing {
-                        tracing::error!(listener = self.name, %error, "cannot accept connections; trying on");
-                    }
-                    self.failing = true;
-                    sleep(BACK_OFF).await;
-                }
-            }
-        }
-    }
-}
-
-/// Serves until `stop` is cancelled, then waits until every connection has ended: those that do not leave by themselves
-/// are cut after the drain deadline.
-pub(crate) async fn serve(mut acceptor: Acceptor, routes: Routes, limits: Limits, stop: CancellationToken) {
+/// Serves until the offer ends, then waits until every connection has: those that do not leave by themselves are cut after
+/// the drain deadline.
+pub(crate) async fn serve(mut acceptor: Acceptor, offer: Offer) {
     let connections = TaskTracker::new();
-    let name = acceptor.name;
+    let listening = Arc::new(Listening {
+        name: acceptor.name,
+        offer: offer.clone(),
+        handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+    });
     loop {
-        let (stream, peer, slot) = tokio::select! {
-            () = stop.cancelled() => break,
+        let accepted = tokio::select! {
+            () = offer.stop.cancelled() => break,
             next = acceptor.next() => next,
         };
-        let (routes, stop) = (routes.clone(), stop.clone());
+        let listening = Arc::clone(&listening);
         connections.spawn(async move {
-            let _slot = slot;
-            let _open = Open::new(name);
-            if let Err(error) = connection(name, stream, peer, routes, limits, stop).await {
-                tracing::debug!(listener = name, %peer, %error, "a connection broke");
+            let _open = Open::new(listening.name);
+            let peer = accepted.peer;
+            if let Err(error) = listening.receive(accepted).await {
+                tracing::debug!(listener = listening.name, %peer, %error, "a connection broke");
             }
         });
     }
@@ -141,57 +122,160 @@ pub(crate) async fn serve(mut acceptor: Acceptor, routes: Routes, limits: Limits
     connections.wait().await;
 }
 
-async fn connection(
+/// One listener, as its connections see it.
+struct Listening {
     name: &'static str,
-    mut stream: TcpStream,
-    peer: SocketAddr,
-    routes: Routes,
-    limits: Limits,
-    stop: CancellationToken,
-) -> Result<(), Error> {
-    // A list is small and waited for.
-    stream.set_nodelay(true)?;
-    let mut first = [0; PREFACE.len()];
-    let read = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        read = timeout(limits.handshake_deadline, stream.read_exact(&mut first)) => read,
-    };
-    match read {
-        Ok(Ok(_)) if &first == PREFACE => {}
-        Ok(Ok(_)) => {
-            count_refused(name, "preface");
-            return Err(Error::NotHttp2);
+    offer: Offer,
+    handshakes: Arc<Semaphore>,
+}
+
+impl Listening {
+    /// From the first byte to the last.
+    async fn receive(&self, accepted: Accepted) -> Result<(), Error> {
+        let Accepted { mut stream, peer, slot } = accepted;
+        // A list is small and waited for.
+        stream.set_nodelay(true)?;
+        let info = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(peer) };
+        let patience = self.offer.limits.handshake_deadline;
+        let turn = tokio::select! {
+            () = self.offer.stop.cancelled() => return Ok(()),
+            turn = timeout(patience, self.turn(slot.peer())) => turn,
+        };
+        let Ok(Ok(turn)) = turn else {
+            self.refuse("handshakes");
+            return Err(Error::Crowded);
+        };
+        // One deadline for everything up to the first request. A handshake of TLS belongs here, before the preface; all
+        // that follows takes any stream of bytes.
+        let deadline = Instant::now() + patience;
+        let greeted = tokio::select! {
+            () = self.offer.stop.cancelled() => return Ok(()),
+            greeted = timeout_at(deadline, preface(&mut stream)) => greeted,
+        };
+        match greeted {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                if matches!(error, Error::NotHttp2) {
+                    self.refuse("preface");
+                }
+                return Err(error);
+            }
+            Err(_) => {
+                self.refuse("preface_deadline");
+                return Err(Error::Silent);
+            }
         }
-        Ok(Err(error)) => return Err(error.into()),
-        Err(_) => {
-            count_refused(name, "preface_deadline");
-            return Err(Error::Silent);
-        }
+        let vitals = Vitals::new(slot.peer(), self.offer.limits.streams_per_peer, turn);
+        // On the heap: who waits for the handshake is to cost little.
+        Box::pin(self.connection(stream, info, vitals, deadline)).await
     }
-    let info = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(peer) };
-    let (read, write) = stream.into_split();
-    let io = TokioIo::new(tokio::io::join(Cursor::new(first).chain(read), write));
-    let this = Connection { leave: stop.child_token() };
-    let leave = this.leave.clone();
-    let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(info.clone());
-        request.extensions_mut().insert(this.clone());
-        let answer = routes.clone().call(request);
-        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
-    });
-    let mut served = pin!(builder(&limits).serve_connection(io, service));
-    tokio::select! {
-        ended = served.as_mut() => return Ok(ended?),
-        () = leave.cancelled() => {}
+
+    /// Those of one peer wait for each other, and only then for the rest.
+    async fn turn(&self, peer: &Peer) -> Result<Turn, AcquireError> {
+        let own = Arc::clone(&peer.handshakes).acquire_owned().await?;
+        Ok([own, Arc::clone(&self.handshakes).acquire_owned().await?])
+    }
+
+    /// A connection whose preface has been read, to its end.
+    async fn connection<I: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        &self,
+        io: I,
+        info: TcpConnectInfo,
+        vitals: Arc<Vitals>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let limits = &self.offer.limits;
+        let io = TokioIo::new(Meter::new(io, limits.streams_per_connection));
+        let this = Connection { leave: self.offer.stop.child_token() };
+        let leave = this.leave.clone();
+        let service = hyper::service::service_fn(|mut request: http::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(info.clone());
+            request.extensions_mut().insert(this.clone());
+            let answer = self.answer(request, &vitals, &this);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let mut served = pin!(builder(limits).serve_connection(io, service));
         // Within 10 % either way, so that connections made together do not come back together.
-        () = sleep(limits.connection_age.mul_f64(rand::random_range(0.9..1.1))) => leave.cancel(),
+        let age = limits.connection_age.mul_f64(rand::random_range(0.9..1.1));
+        tokio::select! {
+            ended = served.as_mut() => return self.ended(ended),
+            () = leave.cancelled() => {}
+            () = sleep(age) => {}
+            () = vitals.empty_for(limits.connection_idle) => {}
+            () = vitals.no_request_by(deadline) => self.refuse("first_request_deadline"),
+        }
+        leave.cancel();
+        served.as_mut().graceful_shutdown();
+        let grace = if vitals.asked() { limits.connection_age_grace } else { GOAWAY_WAIT };
+        tokio::select! {
+            ended = served.as_mut() => self.ended(ended),
+            () = sleep(grace) => Ok(()),
+            () = async { self.offer.stop.cancelled().await; sleep(limits.drain_deadline).await } => Ok(()),
+        }
     }
-    served.as_mut().graceful_shutdown();
-    tokio::select! {
-        ended = served.as_mut() => Ok(ended?),
-        () = sleep(limits.connection_age_grace) => Ok(()),
-        () = async { stop.cancelled().await; sleep(limits.drain_deadline).await } => Ok(()),
+
+    /// Answers one request, if there is room for it.
+    fn answer(
+        &self,
+        request: http::Request<hyper::body::Incoming>,
+        vitals: &Arc<Vitals>,
+        connection: &Connection,
+    ) -> impl Future<Output = http::Response<Answer>> + Send + use<> {
+        let path = request.uri().path();
+        let open = vitals.open(self.offer.many != Some(path));
+        // Health and reflection: their streams know nothing of the end of a connection.
+        let leaving = path.starts_with("/grpc.").then(|| connection.leave.clone());
+        let answer = open.map(|open| (open, timeout(REQUEST_WAIT_MAX, self.offer.routes.clone().call(request))));
+        // On the heap, and gone when the answer begins: most streams live long after that.
+        Box::pin(async move {
+            let (open, answer) = match answer {
+                Ok((open, answer)) => (open, answer.await),
+                Err(status) => return status.into_http().map(|body| Answer::new(body, None)),
+            };
+            let response = match answer {
+                Ok(Ok(response)) => response,
+                Ok(Err(never)) => match never {},
+                Err(_) => Status::deadline_exceeded("the request did not come to its end").into_http(),
+            };
+            response.map(|body| {
+                let answer = Answer::new(body, Some(open));
+                match leaving {
+                    Some(leaving) => answer.ending_with(leaving),
+                    None => answer,
+                }
+            })
+        })
     }
+
+    fn ended(&self, ended: hyper::Result<()>) -> Result<(), Error> {
+        let Err(error) = ended else { return Ok(()) };
+        if has_flooded(&error) {
+            self.refuse("flood");
+        }
+        Err(error.into())
+    }
+
+    fn refuse(&self, reason: &'static str) {
+        count_refused(self.name, reason);
+    }
+}
+
+async fn preface(io: &mut (impl AsyncRead + Unpin)) -> Result<(), Error> {
+    let mut first = [0; PREFACE.len()];
+    io.read_exact(&mut first).await?;
+    if &first == PREFACE { Ok(()) } else { Err(Error::NotHttp2) }
+}
+
+fn has_flooded(error: &hyper::Error) -> bool {
+    let mut error: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = error {
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if cause.is::<Flood>() || inner.is_some_and(|inner| inner.is::<Flood>()) {
+            return true;
+        }
+        error = cause.source();
+    }
+    false
 }
 
 fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {

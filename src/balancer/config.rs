@@ -117,13 +117,19 @@ pub struct Registration {
 pub struct Limits {
     /// Open connections; a further one is closed at once and counted.
     pub connections: usize,
+    /// Open connections of one peer (an IPv4 address, an IPv6 network of 64 bits); a further one is closed at once.
+    pub connections_per_peer: usize,
     /// Open streams on one connection; a further one waits at the peer.
     pub streams_per_connection: u32,
+    /// Open streams of one peer; a further one is refused with the advice to come back later.
+    pub streams_per_peer: usize,
     /// Life of a connection, within 10 % either way; then it is told to go away.
     pub connection_age: Duration,
     /// How long calls may go on after that; then it is cut.
     pub connection_age_grace: Duration,
-    /// Time for the first bytes of HTTP/2; then it is cut.
+    /// Time without an open stream; then it is told to go away.
+    pub connection_idle: Duration,
+    /// Time to the first request, TLS and the first bytes of HTTP/2 included; then it is cut.
     pub handshake_deadline: Duration,
     /// Silence after which the peer is asked for a sign of life.
     pub keepalive_interval: Duration,
@@ -158,9 +164,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 20_000,
+            connections_per_peer: 2_000,
             streams_per_connection: 1_000,
+            streams_per_peer: 25_000,
             connection_age: Duration::from_secs(30 * 60),
             connection_age_grace: Duration::from_secs(30),
+            connection_idle: Duration::from_secs(5 * 60),
             handshake_deadline: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),

@@ -1,6 +1,6 @@
 //! Every maximum of the balancer that is not configured, each with what happens there.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 /// Events waiting for the driver. When it is full, whoever has one to tell waits: nothing is lost.
 pub(crate) const EVENTS_WAITING_MAX: usize = 10_000;
@@ -61,6 +61,36 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
 /// What waits on one stream for a peer that reads slowly; further lists wait in one slot, the newest in place of others.
 pub(crate) const SEND_BUFFER_BYTES_MAX: usize = 128 << 10;
+
+/// Connections of one listener between their first byte and their first request. A further one waits, and is closed at the
+/// handshake deadline. Each takes some 20 KiB once HTTP/2 is spoken.
+pub(crate) const HANDSHAKES_MAX: usize = 1_024;
+
+/// The same of one peer: whoever only begins connections is in the way of nobody but itself.
+pub(crate) const HANDSHAKES_PER_PEER_MAX: usize = 256;
+
+/// A connection without a request is told to go away, and cut after this.
+pub(crate) const GOAWAY_WAIT: Duration = Duration::from_secs(1);
+
+/// Frames without messages (HEADERS, RST_STREAM, PING, SETTINGS, PRIORITY, WINDOW_UPDATE, unknown ones, empty DATA) that a
+/// connection may send in [`CONTROL_FRAMES_PERIOD`], beside those that answer messages of ours. Beyond it the connection
+/// is told ENHANCE_YOUR_CALM and cut.
+pub(crate) const CONTROL_FRAMES_MAX: i64 = 1_000;
+
+/// More of them for each stream that a connection may have: it can be opened and given up.
+pub(crate) const CONTROL_FRAMES_PER_STREAM: i64 = 4;
+
+/// The time in which the budget of control frames is filled again.
+pub(crate) const CONTROL_FRAMES_PERIOD: Duration = Duration::from_secs(10);
+
+/// Streams of a connection beside picks: reports, health, reflection, administration. A further one is refused.
+pub(crate) const OTHER_STREAMS_MAX: usize = 100;
+
+/// A request that has not been answered by then, mostly since it did not come to its end, is ended with DEADLINE_EXCEEDED.
+pub(crate) const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Who is turned away for want of room is asked to come back after a time from this range.
+pub(crate) const PUSHBACK: Range<Duration> = Duration::from_millis(500)..Duration::from_millis(3_000);
 
 /// Larger headers are refused.
 pub(crate) const HEADER_LIST_BYTES_MAX: u32 = 8 << 10;

@@ -14,14 +14,14 @@ use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    accept::{self, Acceptor},
+    accept::{self, Acceptor, Offer},
     admin,
     config::{Config, Listen},
     driver::{self, Handle},
     frontend::{
         clients::Clients,
         cohorts::Cohorts,
-        pick::{Pick, Shared},
+        pick::{self, Pick, Shared},
     },
     limits::METRICS_CONNECTIONS_MAX,
     signal::{Holders, probe, report},
@@ -120,14 +120,18 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     let orders = base(&health).add_service(orders.into_server());
 
     let listeners = TaskTracker::new();
-    for (name, listener, routes) in [("client", client, picks), ("admin", admin, orders)] {
-        let acceptor = Acceptor::new(name, listener, config.limits.connections);
-        listeners.spawn(accept::serve(acceptor, routes.prepare(), config.limits, tokens.leave.clone()));
+    let limits = config.limits;
+    for (name, listener, routes, many) in
+        [("client", client, picks, Some(pick::METHOD)), ("admin", admin, orders, None)]
+    {
+        let acceptor = Acceptor::new(name, listener, limits.connections, limits.connections_per_peer);
+        let offer = Offer { routes: routes.prepare(), limits, many, stop: tokens.leave.clone() };
+        listeners.spawn(accept::serve(acceptor, offer));
     }
     listeners.close();
     let numbers = move || numbers(&driver, &clients);
     let page = Arc::new(Page::new(recorder.clone(), numbers, tokens.draining.clone()));
-    let acceptor = Acceptor::new("metrics", metrics, METRICS_CONNECTIONS_MAX);
+    let acceptor = Acceptor::new("metrics", metrics, METRICS_CONNECTIONS_MAX, METRICS_CONNECTIONS_MAX);
     rooms.spawn(page::serve(acceptor, page, tokens.stop.clone()));
     rooms.spawn(page::upkeep(recorder, tokens.stop.clone()));
     rooms.close();

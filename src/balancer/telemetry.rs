@@ -39,7 +39,7 @@ declare! {
     BUILD_INFO Gauge Count "lookaside_build_info" "1, with the version";
     RUNTIME_LAG_SECONDS Gauge Seconds "lookaside_runtime_lag_seconds" "How late a timer of the balancer fires at worst, over the last five seconds";
     CONNECTIONS Gauge Count "lookaside_connections" "Connections open, by listener";
-    CONNECTIONS_REFUSED_TOTAL Counter Count "lookaside_connections_refused_total" "Connections closed at once, by listener and reason (cap, preface, preface_deadline)";
+    CONNECTIONS_REFUSED_TOTAL Counter Count "lookaside_connections_refused_total" "Connections closed before their time, by listener and reason (cap, peer_cap, file_descriptors, handshakes, preface, preface_deadline, first_request_deadline, flood)";
     ENDPOINTS Gauge Count "lookaside_endpoints" "Endpoints known, by service and state";
     ENDPOINTS_EXCLUDED Gauge Count "lookaside_endpoints_excluded" "Endpoints not offered, by service and main reason";
     SERVICE_LIST_MODE Gauge Count "lookaside_service_list_mode" "1 for the mode a service is in, by service and mode";

@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Channel};
 
 use crate::{
-    accept::{self, Acceptor},
+    accept::{self, Acceptor, Offer},
     config::Limits,
     driver::{self, Handle},
+    frontend::pick,
 };
 
 /// Longer than anything here takes on a busy machine, so that a test fails instead of hanging.
@@ -82,8 +83,9 @@ pub(crate) async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
 pub(crate) async fn serve(routes: Routes, limits: Limits, stop: &CancellationToken) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let acceptor = Acceptor::new("test", listener, limits.connections);
-    tokio::spawn(accept::serve(acceptor, routes, limits, stop.clone()));
+    let acceptor = Acceptor::new("test", listener, limits.connections, limits.connections_per_peer);
+    let offer = Offer { routes, limits, many: Some(pick::METHOD), stop: stop.clone() };
+    tokio::spawn(accept::serve(acceptor, offer));
     address
 }
 

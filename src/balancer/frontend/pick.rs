@@ -27,7 +27,8 @@ mod outcomes;
 mod pending;
 mod stream;
 
-const METHOD: &str = "/lookaside.v1.Balancer/Pick";
+/// The one method, whose streams come by the thousand.
+pub(crate) const METHOD: &str = "/lookaside.v1.Balancer/Pick";
 
 /// What all streams share.
 pub(crate) struct Shared {

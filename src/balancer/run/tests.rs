@@ -1,5 +1,9 @@
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
+use bytes::Bytes;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use lookaside_core::model::{EndpointSpec, ServiceName};
 use lookaside_proto::v1::{
     Ack, GetStatusRequest, LoadReport, PickRequest, PickResponse, Registration, ReportResponse, Subscribe,
@@ -51,6 +55,24 @@ async fn pick(address: SocketAddr) -> (mpsc::UnboundedSender<PickRequest>, tonic
     (ask, client.pick(UnboundedReceiverStream::new(requests)).await.unwrap().into_inner())
 }
 
+/// A call under way, for which a balancer waits before it stops.
+async fn unfinished_request(address: SocketAddr) -> tokio_util::task::AbortOnDropHandle<()> {
+    type Frames = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>;
+    let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut send, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let mut check = |frames: Frames| {
+        let request = http::Request::post(format!("http://{address}/grpc.health.v1.Health/Check"));
+        let request = request.header("content-type", "application/grpc").body(StreamBody::new(frames));
+        send.send_request(request.unwrap())
+    };
+    let unfinished = check(Box::pin(tokio_stream::pending()));
+    // Requests of a connection arrive in their order.
+    let message = Ok(Frame::data(Bytes::from_static(&[0; 5])));
+    assert!(check(Box::pin(tokio_stream::once(message))).await.unwrap().status().is_success());
+    tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move { drop((unfinished.await, send)) }))
+}
+
 #[tokio::test]
 async fn a_balancer_answers_on_all_its_listeners_and_leaves_in_good_order() {
     let shutdown = CancellationToken::new();
@@ -65,6 +87,7 @@ async fn a_balancer_answers_on_all_its_listeners_and_leaves_in_good_order() {
     assert_eq!(watch.message().await.unwrap().unwrap().status(), Health::Serving);
     assert_eq!(get(at.metrics, "/readyz").await.0, "HTTP/1.1 200 OK");
     let (_ask, mut answers) = pick(at.client).await;
+    let unfinished = unfinished_request(at.client).await;
     let began = Instant::now();
     shutdown.cancel();
     // Health goes, the stream is told to move on, readiness is gone; then it is over.
@@ -72,7 +95,7 @@ async fn a_balancer_answers_on_all_its_listeners_and_leaves_in_good_order() {
     let moved = timeout(PATIENCE, answers.message()).await.unwrap().unwrap().unwrap();
     assert!(matches!(moved.kind, Some(pick_response::Kind::Redirect(_))));
     assert_eq!(get(at.metrics, "/readyz").await.0, "HTTP/1.1 503 Service Unavailable");
-    drop((watch, health, answers));
+    drop((watch, health, answers, unfinished));
     timeout(PATIENCE, running.finished()).await.expect("it ends").unwrap();
     assert!(began.elapsed() < Duration::from_secs(10));
     assert!(TcpStream::connect(at.client).await.is_err());

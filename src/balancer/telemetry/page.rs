@@ -20,7 +20,10 @@ use super::{
     BUILD_INFO, RUNTIME_LAG_SECONDS,
     gauges::{Gauges, Numbers},
 };
-use crate::{accept::Acceptor, limits::METRICS_DEADLINE};
+use crate::{
+    accept::{Accepted, Acceptor},
+    limits::METRICS_DEADLINE,
+};
 
 /// How often old samples are put away.
 const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
@@ -68,7 +71,7 @@ impl Page {
 /// Serves the page until `stop` is cancelled.
 pub(crate) async fn serve(mut acceptor: Acceptor, page: Arc<Page>, stop: CancellationToken) {
     loop {
-        let (stream, _, slot) = tokio::select! {
+        let Accepted { stream, slot, .. } = tokio::select! {
             () = stop.cancelled() => return,
             next = acceptor.next() => next,
         };
