@@ -31,9 +31,41 @@ impl Backoff {
     }
 }
 
+/// A balancer that has no room says when to come back, in milliseconds; below 0: not soon.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// One that asks to be left alone for longer is asked again after this.
+const PUSHBACK_MAX: Duration = Duration::from_secs(60);
+
+/// How long whoever said this wants to be left alone, at most a minute.
+pub(crate) fn pushback(status: &tonic::Status) -> Option<Duration> {
+    let asked_for = status.metadata().get(PUSHBACK)?;
+    let asked_for = asked_for.to_str().ok().and_then(|text| text.parse().ok());
+    // What is no number of milliseconds means: not soon.
+    Some(asked_for.map_or(PUSHBACK_MAX, Duration::from_millis).min(PUSHBACK_MAX))
+}
+
+/// A tenth to a half more than was asked for: a crowd may have been asked for the same.
+pub(crate) fn spread(pushback: Duration, rng: &mut Rng) -> Duration {
+    pushback.mul_f64(1.1 + 0.4 * (rng.below(1_000) as f64 / 1_000.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pushback_is_read_and_nonsense_means_not_soon() {
+        let asked_for = |value: &'static str| {
+            let mut status = tonic::Status::unavailable("full");
+            status.metadata_mut().insert(PUSHBACK, value.parse().unwrap());
+            pushback(&status)
+        };
+        assert_eq!(asked_for("1500"), Some(Duration::from_millis(1500)));
+        for not_soon in ["-1", "soon", "86400000"] {
+            assert_eq!(asked_for(not_soon), Some(PUSHBACK_MAX));
+        }
+        assert_eq!(pushback(&tonic::Status::unavailable("x")), None);
+    }
 
     #[test]
     fn waits_grow_to_the_longest_and_spread_over_all_of_it() {

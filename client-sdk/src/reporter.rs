@@ -25,6 +25,7 @@
 //! It refuses to stand in the way: no call waits for a balancer, nothing here can fail a call, and a backend whose
 //! balancers are all away serves as before.
 
+mod balancers;
 mod builder;
 mod counters;
 mod cpu;
@@ -54,7 +55,9 @@ pub use layer::{ReportBody, ReportFuture, ReportLayer, ReportService};
 pub use leave::asked_to_leave;
 pub use orca::OrcaService;
 pub use probe::ProbeService;
-use shared::{Link, Shared};
+use shared::Shared;
+
+use crate::resolve::Name;
 
 /// A backend's tie to its balancers. Clones share it; when the last one is dropped, reporting ends as if the backend had
 /// died, so keep one for as long as the server runs and end with [`drain`](Self::drain) or
@@ -74,21 +77,19 @@ impl Reporter {
         Builder::new(service.into())
     }
 
-    async fn start(shared: Arc<Shared>, balancers: Vec<String>) -> Self {
+    async fn start(shared: Arc<Shared>, balancers: Vec<Name>) -> Self {
         let health = HealthReporter::new();
         health.set_service_status(&shared.registration.service, ServingStatus::Serving).await;
         let tasks = CancellationToken::new();
-        for (index, balancer) in balancers.into_iter().enumerate() {
-            let reporting = link::keep_reporting(Arc::clone(&shared), index, balancer);
-            let (stop, shared) = (tasks.clone(), Arc::clone(&shared));
-            tokio::spawn(async move {
-                tokio::select! {
-                    // A drain that is under way has nobody left to wait for.
-                    () = stop.cancelled() => shared.update_link(index, |link| *link = Link::default()),
-                    () = reporting => {}
-                }
-            });
-        }
+        let reporting = balancers::report_to_all(Arc::clone(&shared), balancers);
+        let (stop, reporter) = (tasks.clone(), Arc::clone(&shared));
+        tokio::spawn(async move {
+            tokio::select! {
+                // A drain that is under way has nobody left to wait for.
+                () = stop.cancelled() => reporter.forget_links(),
+                () = reporting => {}
+            }
+        });
         Self { shared, health, _last: Arc::new(tasks.clone().drop_guard()), tasks }
     }
 
@@ -148,7 +149,7 @@ impl Reporter {
     pub async fn registered(&self) {
         let mut links = self.shared.links.subscribe();
         // The sender lives in `self`.
-        let _ = links.wait_for(|links| links.iter().any(|link| link.accepted)).await;
+        let _ = links.wait_for(|links| links.values().any(|link| link.accepted)).await;
     }
 
     /// Leaves: tells every balancer at once, waits until none of those connected has a client that holds a list with

@@ -14,6 +14,7 @@ use super::{
     requests::{self, Requests},
 };
 use crate::{
+    backoff,
     error::{cut, flatten},
     pool::Pool,
     resolve::Place,
@@ -33,8 +34,6 @@ const HEAD_START: Duration = Duration::from_millis(300);
 const HEAD_START_UNHURRIED: Duration = Duration::from_secs(2);
 /// Where nobody is due, things are looked at again after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// The balancer says when to come back, milliseconds; below 0: not soon.
-const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// A pick stream that a balancer has answered.
 pub(super) struct Opened {
@@ -152,32 +151,9 @@ fn hello(pool: &Pool, identity: &Identity) -> Hello {
 
 /// What a balancer that said no has said.
 pub(super) fn refusal(status: &tonic::Status) -> Refusal {
-    let pushback = status.metadata().get(PUSHBACK).map(|value| {
-        let asked: Option<u64> = value.to_str().ok().and_then(|text| text.parse().ok());
-        // What is no number of milliseconds means: not soon.
-        asked.map_or(Duration::MAX, Duration::from_millis)
-    });
     let reason = match status.message() {
         "" => format!("{:?}", status.code()),
         message => cut(format!("{:?}: {message}", status.code())),
     };
-    Refusal { reason, unreachable: false, pushback }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pushback_is_read_and_nonsense_means_not_soon() {
-        let pushback = |value: &'static str| {
-            let mut status = tonic::Status::unavailable("full");
-            status.metadata_mut().insert(PUSHBACK, value.parse().unwrap());
-            refusal(&status).pushback
-        };
-        assert_eq!(pushback("1500"), Some(Duration::from_millis(1500)));
-        assert_eq!(pushback("-1"), Some(Duration::MAX));
-        assert_eq!(pushback("soon"), Some(Duration::MAX));
-        assert_eq!(refusal(&tonic::Status::unavailable("x")).pushback, None);
-    }
+    Refusal { reason, unreachable: false, pushback: backoff::pushback(status) }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{RECONNECT_FIRST, RECONNECT_LONGEST};
 use crate::{
-    backoff::Backoff,
+    backoff::{self, Backoff},
     picker::Rng,
     resolve::{self, Name, Place},
     target,
@@ -26,8 +26,6 @@ const REDIRECTED_TO_MAX: usize = 16;
 const KNOWN_MAX: usize = 256;
 /// How long an answer of the name service is waited for; the last one serves meanwhile.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(1);
-/// A balancer that asks to be left alone for longer is asked again after this.
-const PUSHBACK_MAX: Duration = Duration::from_secs(60);
 
 /// Balancers that no channel of this process could reach lately: the others ask elsewhere first. It is an order of
 /// preference and nothing else; every channel has its own back-off.
@@ -159,13 +157,10 @@ impl Plan {
             }
             lately.insert(place.address, now);
         }
-        // A tenth to a half more than it asks for: it may have asked a crowd for the same.
-        let spread = 1.1 + 0.4 * (self.rng.below(1_000) as f64 / 1_000.0);
+        let asked_for = refusal.pushback.map(|pushback| backoff::spread(pushback, &mut self.rng));
         if let Some(known) = self.find(place) {
             known.under_way = false;
-            let pause = known.backoff.next();
-            let asked_for = refusal.pushback.map(|pushback| pushback.min(PUSHBACK_MAX).mul_f64(spread));
-            known.not_before = Some(now + asked_for.unwrap_or(pause).max(pause));
+            known.not_before = Some(now + known.backoff.next().max(asked_for.unwrap_or_default()));
         }
     }
 

@@ -6,14 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lookaside_proto::v1::Registration;
 
 use super::Reporter;
+use super::balancers::BALANCERS_MAX;
 use super::shared::Shared;
+use crate::resolve::Name;
 use crate::target;
 
 /// Highest weight a registration may ask for.
 const WEIGHT_MAX: u32 = 10_000;
-
-/// More balancers than this are a mistake: each gets a stream.
-const BALANCERS_MAX: usize = 64;
 
 /// Why a reporter cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +65,9 @@ impl Builder {
         Self { balancers: Vec::new(), measure_cpu: true, registration }
     }
 
-    /// The balancers to report to, `host:port` each; every one of them gets every report. Without any, health, ORCA and
-    /// Probe are served all the same, for whoever asks.
+    /// The balancers to report to, `host:port` each; every one of them gets every report. A name stands for all its
+    /// addresses and is asked for again every ten seconds, so that new replicas hear of the backend too. Without any,
+    /// health, ORCA and Probe are served all the same, for whoever asks.
     #[must_use]
     pub fn balancers<A: AsRef<str>>(mut self, balancers: impl IntoIterator<Item = A>) -> Self {
         self.balancers.extend(balancers.into_iter().map(|balancer| balancer.as_ref().to_owned()));
@@ -148,8 +148,9 @@ impl Builder {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         registration.incarnation = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
         let balancers = target::addresses(&self.balancers)?;
-        let shared = Shared::new(registration, balancers.len(), self.measure_cpu);
-        Ok(Reporter::start(Arc::new(shared), balancers).await)
+        let names = balancers.iter().map(|balancer| Name::new(balancer)).collect();
+        let shared = Shared::new(registration, self.measure_cpu);
+        Ok(Reporter::start(Arc::new(shared), names).await)
     }
 }
 

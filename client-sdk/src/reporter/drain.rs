@@ -27,9 +27,9 @@ impl Shared {
         // The senders live in `self`, so waiting ends with the condition or with the time.
         let everyone_let_go = async {
             let mut links = self.links.subscribe();
-            let patient = links.wait_for(|links| links.iter().all(|link| has_let_go(link, true)));
+            let patient = links.wait_for(|links| links.values().all(|link| has_let_go(link, true)));
             if timeout_at(began + AWAY_MAX, patient).await.is_err() {
-                let _ = links.wait_for(|links| links.iter().all(|link| has_let_go(link, false))).await;
+                let _ = links.wait_for(|links| links.values().all(|link| has_let_go(link, false))).await;
             }
         };
         tokio::select! {
@@ -50,16 +50,22 @@ fn has_let_go(link: &Link, wait_for_the_away: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use lookaside_proto::v1::Registration;
 
     fn shared(links: &[Link]) -> Shared {
-        let shared = Shared::new(Registration::default(), links.len(), false);
-        shared.links.send_replace(links.to_vec());
+        let shared = Shared::new(Registration::default(), false);
+        shared.links.send_replace(links.iter().enumerate().map(|(number, link)| (at(number), *link)).collect());
         shared
     }
 
-    const LISTED: Link = Link { connected: true, reached: true, accepted: true, unlisted: false };
+    fn at(number: usize) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 1], number as u16))
+    }
+
+    const LISTED: Link = Link { connected: true, reached: true, accepted: true, unlisted: false, leaving: false };
 
     #[tokio::test(start_paused = true)]
     async fn without_a_balancer_ever_reached_leaving_takes_no_time() {
@@ -90,7 +96,7 @@ mod tests {
         let letting_go = async {
             for index in 0..2 {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                shared.update_link(index, |link| link.unlisted = true);
+                shared.update_link(&at(index), |link| link.unlisted = true);
             }
         };
         tokio::join!(shared.drain(), letting_go);

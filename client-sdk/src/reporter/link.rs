@@ -1,5 +1,6 @@
 //! One report stream to one balancer, for as long as the backend lives: register, report, listen, reconnect.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,12 +8,14 @@ use lookaside_proto::v1::{LoadReport, ReportResponse, reporter_client::ReporterC
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
 
 use super::shared::{Phase, Shared};
-use crate::backoff::Backoff;
+use crate::backoff::{self, Backoff};
 use crate::error::flatten;
+use crate::picker::Rng;
+use crate::resolve::Place;
 
 /// Time between reports until a balancer names another.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -34,49 +37,37 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const WAITING_MAX: usize = 4;
 
 /// Runs until the backend has left.
-pub(crate) async fn keep_reporting(shared: Arc<Shared>, index: usize, balancer: String) {
-    let endpoint = match Endpoint::from_shared(format!("http://{balancer}")) {
-        Ok(endpoint) => endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(5))
-            .keep_alive_while_idle(true),
-        // Checked when the reporter was built; a name that passes there and not here is reported and left alone.
-        Err(error) => {
-            tracing::error!(balancer, "cannot report: {error}");
-            return;
-        }
-    };
-    let mut link = Exchange {
-        shared: &shared,
-        index,
-        balancer: &balancer,
-        sequence: 0,
-        told_of_drain: false,
-        refused: String::new(),
-    };
+pub(super) async fn keep_reporting(shared: Arc<Shared>, place: Place) {
+    let balancer = place.address;
+    let mut link =
+        Exchange { shared: &shared, balancer, sequence: shared.age_ms(), told_of_drain: false, refused: String::new() };
     let mut phase = shared.phase.subscribe();
-    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX, rand::random());
+    let mut rng = Rng::from_seed(rand::random());
+    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX, rng.next_u64());
     // Said once per change: a balancer may be away for days.
     let mut said = String::new();
     loop {
-        let end = link.run(&endpoint, &mut phase).await;
-        let reached = shared.links.borrow().get(index).is_some_and(|link| link.connected);
-        shared.update_link(index, |link| (link.connected, link.accepted) = (false, false));
-        let why = match end {
+        let began = Instant::now();
+        let end = link.run(&place, &mut phase).await;
+        let before = shared.link(&balancer);
+        shared.update_link(&balancer, |link| (link.connected, link.accepted, link.leaving) = (false, false, false));
+        let (why, pushback) = match end {
             End::Left => return,
-            End::Broken { why } => why,
+            End::Broken { why, pushback } => (why, pushback),
         };
-        if reached {
+        if before.connected && began.elapsed() >= BACKOFF_MAX {
             backoff.reset();
         }
-        if reached || why != said {
-            tracing::warn!(balancer, service = shared.registration.service, "not reporting: {why}; trying again");
-            said = why;
+        if before.leaving {
+            tracing::info!(%balancer, service = shared.registration.service, "the balancer leaves; reporting to the others");
+        } else if before.connected || why != said {
+            tracing::warn!(%balancer, service = shared.registration.service, "not reporting: {why}; trying again");
         }
+        said = why;
+        let asked_for = pushback.map(|asked_for| backoff::spread(asked_for, &mut rng));
+        let pause = backoff.next().max(asked_for.unwrap_or_default());
         tokio::select! {
-            () = sleep(backoff.next()) => {}
+            () = sleep(pause) => {}
             // A drain is not kept waiting by a back-off.
             _ = phase.changed() => {
                 if *phase.borrow() == Phase::Left {
@@ -87,22 +78,39 @@ pub(crate) async fn keep_reporting(shared: Arc<Shared>, index: usize, balancer: 
     }
 }
 
+/// Connects to the place; the peer is addressed by the name that it was configured by.
+async fn dial(place: &Place) -> Result<Channel, String> {
+    let name = format!("http://{}", place.name).parse().map_err(|error: http::uri::InvalidUri| flatten(&error))?;
+    let endpoint = Endpoint::from_shared(format!("http://{}", place.address)).map_err(|error| flatten(&error))?;
+    let endpoint = endpoint
+        .origin(name)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true);
+    endpoint.connect().await.map_err(|error| flatten(&error))
+}
+
 enum End {
     Left,
-    Broken { why: String },
+    Broken { why: String, pushback: Option<Duration> },
 }
 
 impl End {
-    fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
-        Self::Broken { why: flatten(error) }
+    fn broken(why: impl Into<String>) -> Self {
+        Self::Broken { why: why.into(), pushback: None }
+    }
+
+    fn said(status: &Status) -> Self {
+        Self::Broken { why: flatten(status), pushback: backoff::pushback(status) }
     }
 }
 
 struct Exchange<'a> {
     shared: &'a Shared,
-    index: usize,
-    balancer: &'a str,
-    // Grows over reconnects: a balancer ignores what it has seen.
+    balancer: SocketAddr,
+    // Grows over reconnects, and over a balancer that was left and came back: it ignores what it has seen.
     sequence: u64,
     // The balancer was told of the drain on this stream: what it says of lists from now on takes that into account.
     told_of_drain: bool,
@@ -111,10 +119,10 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    async fn run(&mut self, endpoint: &Endpoint, phase: &mut watch::Receiver<Phase>) -> End {
-        let channel = match endpoint.connect().await {
+    async fn run(&mut self, place: &Place, phase: &mut watch::Receiver<Phase>) -> End {
+        let channel = match dial(place).await {
             Ok(channel) => channel,
-            Err(error) => return End::broken(&error),
+            Err(why) => return End::broken(why),
         };
         if *phase.borrow_and_update() == Phase::Left {
             return End::Left;
@@ -126,8 +134,8 @@ impl Exchange<'_> {
         let answer = timeout(ANSWER_TIMEOUT, client.report(ReceiverStream::new(waiting))).await;
         let mut responses = match answer {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return End::broken(&status),
-            Err(_) => return End::Broken { why: format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()) },
+            Ok(Err(status)) => return End::said(&status),
+            Err(_) => return End::broken(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
         };
         let mut period = PERIOD;
         let mut due = Instant::now() + jittered(period);
@@ -141,8 +149,8 @@ impl Exchange<'_> {
                             due = Instant::now() + jittered(period);
                         }
                     }
-                    Ok(None) => return End::Broken { why: "the balancer ended the stream".to_owned() },
-                    Err(status) => return End::broken(&status),
+                    Ok(None) => return End::broken("the balancer ended the stream"),
+                    Err(status) => return End::said(&status),
                 },
                 () = sleep_until(due) => {
                     self.send(&reports, false);
@@ -178,22 +186,23 @@ impl Exchange<'_> {
     /// Takes an answer; the period the balancer wants.
     fn take(&mut self, response: ReportResponse, reports: &mpsc::Sender<LoadReport>) -> Duration {
         let told_of_drain = self.told_of_drain;
-        let first = !self.shared.links.borrow().get(self.index).is_some_and(|link| link.connected);
-        self.shared.update_link(self.index, |link| {
+        let first = !self.shared.link(&self.balancer).connected;
+        self.shared.update_link(&self.balancer, |link| {
             link.connected = true;
             link.reached = true;
             link.accepted = response.accepted;
+            link.leaving = response.draining;
             // Whoever holds no registration of ours names us in no list.
             link.unlisted = told_of_drain && (!response.listed || !response.accepted);
         });
         if first {
-            tracing::info!(balancer = self.balancer, service = self.shared.registration.service, "reporting");
+            tracing::info!(balancer = %self.balancer, service = self.shared.registration.service, "reporting");
         }
         if response.refused_reason != self.refused {
             self.refused.clone_from(&response.refused_reason);
             if !self.refused.is_empty() {
                 tracing::warn!(
-                    balancer = self.balancer,
+                    balancer = %self.balancer,
                     reason = self.refused,
                     "the balancer refuses reports: {}",
                     response.refused_message
@@ -215,7 +224,7 @@ async fn ended(responses: &mut Streaming<ReportResponse>) {
 }
 
 // A tenth either way, so that backends started together do not report together.
-fn jittered(period: Duration) -> Duration {
+pub(super) fn jittered(period: Duration) -> Duration {
     period.mul_f64(rand::random_range(0.9..1.1))
 }
 

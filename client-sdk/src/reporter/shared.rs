@@ -1,7 +1,9 @@
 //! What the tasks of one reporter share: who the backend is, how it is, and how far each balancer has got.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -35,6 +37,8 @@ pub(crate) struct Link {
     pub(crate) accepted: bool,
     /// It was told of the drain and said that no client holds a list with this endpoint.
     pub(crate) unlisted: bool,
+    /// It said that it leaves itself, and will be back.
+    pub(crate) leaving: bool,
 }
 
 /// Resolves when the backend has left.
@@ -57,23 +61,30 @@ pub(crate) struct Shared {
     pub(crate) registration: Registration,
     pub(crate) counters: Arc<Counters>,
     pub(crate) named: Arc<Named>,
+    started: Instant,
     cpu: Option<Mutex<Cpu>>,
     overrides: Mutex<Overrides>,
     pub(crate) phase: watch::Sender<Phase>,
-    pub(crate) links: watch::Sender<Vec<Link>>,
+    pub(crate) links: watch::Sender<BTreeMap<SocketAddr, Link>>,
 }
 
 impl Shared {
-    pub(crate) fn new(registration: Registration, balancers: usize, measure_cpu: bool) -> Self {
+    pub(crate) fn new(registration: Registration, measure_cpu: bool) -> Self {
         Self {
             registration,
             counters: Arc::new(Counters::new()),
             named: Arc::default(),
+            started: Instant::now(),
             cpu: measure_cpu.then(|| Mutex::new(Cpu::new())),
             overrides: Mutex::default(),
             phase: watch::Sender::new(Phase::Serving),
-            links: watch::Sender::new(vec![Link::default(); balancers]),
+            links: watch::Sender::default(),
         }
+    }
+
+    /// Since the start of the reporter: more than the messages that any stream has carried by now.
+    pub(crate) fn age_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -96,13 +107,28 @@ impl Shared {
         self.phase.send_replace(Phase::Left);
     }
 
-    pub(crate) fn update_link(&self, index: usize, change: impl FnOnce(&mut Link)) {
+    /// What is known of the balancer at this address; nothing of one that is not reported to.
+    pub(crate) fn link(&self, address: &SocketAddr) -> Link {
+        self.links.borrow().get(address).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn update_link(&self, address: &SocketAddr, change: impl FnOnce(&mut Link)) {
         self.links.send_if_modified(|links| {
-            let Some(link) = links.get_mut(index) else { return false };
+            let link = links.entry(*address).or_default();
             let before = *link;
             change(link);
             *link != before
         });
+    }
+
+    /// It is reported to no longer: nothing that the backend does waits for it.
+    pub(crate) fn forget_link(&self, address: &SocketAddr) {
+        self.links.send_if_modified(|links| links.remove(address).is_some());
+    }
+
+    /// Nothing is reported to anybody any more.
+    pub(crate) fn forget_links(&self) {
+        self.links.send_modify(BTreeMap::clear);
     }
 
     /// Keeps what a balancer told; true when it is new and worth repeating to the others.

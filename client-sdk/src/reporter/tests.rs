@@ -163,6 +163,45 @@ async fn a_balancer_that_comes_back_gets_the_registration_again() {
 }
 
 #[tokio::test]
+async fn a_name_means_all_its_balancers_and_new_ones_are_found_and_gone_ones_left() {
+    // Names are asked every ten seconds.
+    const LATER: Duration = Duration::from_secs(40);
+    let mut balancers = Vec::new();
+    for _ in 0..3 {
+        balancers.push(Balancer::start().await.unwrap());
+    }
+    let addresses: Vec<std::net::SocketAddr> = balancers.iter().map(|b| b.address().parse().unwrap()).collect();
+    let name = "balancers.reporter.test:7400";
+    crate::resolve::say(name, Some(Err(())));
+    let backend = backend(&[name.to_owned()]).await;
+    crate::resolve::say(name, Some(Ok(addresses[..2].to_vec())));
+    let reported = |seen: &crate::testing::Seen| seen.report_streams == 1;
+    assert!(balancers[0].wait_for(reported, LATER).await && balancers[1].wait_for(reported, LATER).await);
+    assert_eq!(balancers[2].seen().report_streams, 0);
+    // One is new, one is gone from the name, and yet its stream lives as long as it does.
+    crate::resolve::say(name, Some(Ok(addresses[1..].to_vec())));
+    assert!(balancers[2].wait_for(reported, LATER).await);
+    assert!(reported(&balancers[0].seen()) && reported(&balancers[1].seen()));
+    balancers[0].keep_listed(true);
+    balancers[0].stop().await;
+    timeout(LATER, async {
+        while backend.reporter.shared.links.borrow().len() > 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the one that is gone is left");
+    // Nothing that the name service fails at changes anything, and a drain waits for those that are there.
+    crate::resolve::say(name, Some(Ok(Vec::new())));
+    backend.leave.send(()).unwrap();
+    for balancer in &balancers[1..] {
+        let told = |seen: &crate::testing::Seen| seen.reports.back().is_some_and(|report| report.draining);
+        assert!(balancer.wait_for(told, SOON).await);
+    }
+    timeout(SOON, backend.served).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn an_override_told_by_one_balancer_is_repeated_to_all() {
     let balancers = [Balancer::start().await.unwrap(), Balancer::start().await.unwrap()];
     let backend = backend(&[balancers[0].address(), balancers[1].address()]).await;

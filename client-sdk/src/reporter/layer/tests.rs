@@ -46,7 +46,7 @@ fn trailers(status: &'static str) -> Frame<Bytes> {
 }
 
 fn layer() -> ReportLayer {
-    ReportLayer { shared: Arc::new(Shared::new(Registration::default(), 0, false)) }
+    ReportLayer { shared: Arc::new(Shared::new(Registration::default(), false)) }
 }
 
 fn request(path: &str) -> Request<()> {
