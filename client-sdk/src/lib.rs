@@ -56,6 +56,8 @@ mod endpoint;
 #[cfg(feature = "transport")]
 mod error;
 #[cfg(feature = "transport")]
+mod fallback;
+#[cfg(feature = "transport")]
 mod framing;
 #[cfg(feature = "transport")]
 mod limits;

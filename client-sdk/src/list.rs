@@ -19,6 +19,9 @@ pub(crate) const WEIGHT_MAX: u32 = 100_000_000;
 /// A list with a worse tier is refused.
 pub(crate) const PRIORITY_MAX: u32 = 1_000;
 
+/// The tier of a fallback beside a balancer's list: behind every tier that a list may have.
+const SPARE_PRIORITY: u32 = PRIORITY_MAX + 1;
+
 /// One endpoint of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listed {
@@ -34,6 +37,11 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
+    /// Whether it stands in for those that a balancer listed.
+    pub(crate) fn is_spare(&self) -> bool {
+        self.priority == SPARE_PRIORITY
+    }
+
     /// An endpoint of a fallback or of a static target: all alike.
     pub(crate) fn plain(address: String) -> Self {
         Self {
@@ -139,7 +147,7 @@ impl List {
         }
         if !self.complete {
             let named: BTreeSet<String> = self.endpoints.iter().map(|e| e.address.clone()).collect();
-            let unnamed = held.endpoints.iter().filter(|e| !named.contains(&e.address));
+            let unnamed = held.endpoints.iter().filter(|e| !e.is_spare() && !named.contains(&e.address));
             // As long as a list may be, however many incomplete ones come after another.
             let room = ENDPOINTS_MAX.saturating_sub(self.endpoints.len());
             self.endpoints.extend(unnamed.take(room).map(|e| Listed { kept: true, ..e.clone() }));
@@ -154,6 +162,28 @@ impl List {
             list.endpoints.retain(|e| !e.kept);
         }
         list
+    }
+
+    /// The list with these behind all that it names, as long as no balancer says more.
+    pub(crate) fn with_spares(&self, addresses: &[String]) -> List {
+        let mut list = self.clone();
+        list.endpoints.retain(|e| !e.is_spare());
+        let named: BTreeSet<&str> = self.endpoints.iter().map(|e| &*e.address).collect();
+        let spare =
+            |address: &String| Listed { priority: SPARE_PRIORITY, kept: true, ..Listed::plain(address.clone()) };
+        let room = ENDPOINTS_MAX.saturating_sub(list.endpoints.len());
+        list.endpoints.extend(addresses.iter().filter(|a| !named.contains(a.as_str())).take(room).map(spare));
+        list
+    }
+
+    /// Whether a fallback stands beside what a balancer listed.
+    pub(crate) fn has_spares(&self) -> bool {
+        self.endpoints.iter().any(Listed::is_spare)
+    }
+
+    /// The endpoints that a balancer listed and that may be called.
+    pub(crate) fn offered(&self) -> impl Iterator<Item = &Listed> {
+        self.endpoints.iter().filter(|e| e.weight > 0 && !e.is_spare())
     }
 
     /// Whether any endpoint may be called.
@@ -276,6 +306,20 @@ mod tests {
         let version = Version { epoch: 9, sequence: 5 };
         assert_eq!(weights(&union.rebased(version, false)).len(), 2);
         assert_eq!(weights(&union.rebased(version, true)), [("x:1", 1)]);
+    }
+
+    #[test]
+    fn spares_stand_behind_the_list_and_go_with_the_next_word_of_a_balancer() {
+        let held = list(7, 1, true, &[("x:1", 1), ("y:1", 0)]);
+        let with = held.with_spares(&["s:1".to_owned(), "y:1".to_owned()]).with_spares(&["t:1".to_owned()]);
+        assert_eq!(weights(&with), [("x:1", 1), ("y:1", 0), ("t:1", PLAIN_WEIGHT)]);
+        assert!(with.has_spares() && with.endpoints[2].priority > PRIORITY_MAX);
+        assert_eq!(with.offered().map(|e| &*e.address).collect::<Vec<_>>(), ["x:1"]);
+        assert_eq!(weights(&list(9, 2, false, &[("z:1", 1)]).over(Some(&with)).unwrap()).len(), 3);
+        assert_eq!(
+            with.rebased(Version { epoch: 9, sequence: 5 }, true),
+            held.rebased(Version { epoch: 9, sequence: 5 }, true)
+        );
     }
 
     #[test]

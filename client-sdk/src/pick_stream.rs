@@ -57,18 +57,12 @@ impl End {
 }
 
 /// Keeps a stream to one balancer after the other, for as long as it is polled.
-pub(crate) async fn run(
-    pool: Arc<Pool>,
-    identity: Identity,
-    balancers: Vec<String>,
-    fallback: Vec<String>,
-    cache: Option<&Cache>,
-) {
+pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<String>, cache: Option<&Cache>) {
     let mut rng = pool.rng();
     let mut plan = Plan::new(&balancers, pool.rng());
     plan.resolve().await;
     loop {
-        let opened = opening::open(&pool, &identity, &mut plan, || expire_list(&pool, &fallback)).await;
+        let opened = opening::open(&pool, &identity, &mut plan, || expire_list(&pool)).await;
         let began = Instant::now();
         let place = opened.place.clone();
         let balancer = place.address.to_string();
@@ -93,7 +87,7 @@ pub(crate) async fn run(
                 plan.failed(&place, &refusal, now);
             }
         }
-        expire_list(&pool, &fallback);
+        expire_list(&pool);
         plan.resolve().await;
         if !in_a_hurry {
             // Whoever holds a list can wait: a crowd that was cut off together does not come to the next one together.
@@ -103,16 +97,14 @@ pub(crate) async fn run(
 }
 
 /// A list that its balancer gave a time to live does not outlast it.
-fn expire_list(pool: &Pool, fallback: &[String]) {
+fn expire_list(pool: &Pool) {
     let expired = pool.with_view(|view| {
         let time_to_live_ms = view.balancers_list().map_or(0, |l| l.time_to_live_ms);
         let age = view.list_age().unwrap_or_default();
         time_to_live_ms > 0 && age > Duration::from_millis(time_to_live_ms)
     });
-    if expired && fallback.is_empty() {
+    if expired {
         pool.forget();
-    } else if expired {
-        pool.apply(List::plain(fallback), ListSource::Fallback, None);
     }
 }
 
@@ -262,7 +254,7 @@ impl<'a> Session<'a> {
         let held = self.pool.with_view(|view| {
             let list = view.balancers_list().filter(|l| l.digest == tick.digest)?;
             // A list that only its name changes for needs no second look.
-            let renamed = view.is_a_balancers() && list.complete == tick.complete;
+            let renamed = view.is_a_balancers() && list.complete == tick.complete && !list.has_spares();
             Some((list.version, (!renamed).then(|| list.rebased(version, tick.complete))))
         });
         let (held_version, changed) = held?;

@@ -5,7 +5,7 @@
 mod view;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -185,50 +185,14 @@ impl Pool {
 
     /// Puts a list to use.
     pub(crate) fn apply(&self, list: List, source: ListSource, from: Option<String>) {
-        let mut state = self.state();
+        self.apply_to(self.state(), list, source, from);
+    }
+
+    fn apply_to(&self, mut state: MutexGuard<'_, State>, list: List, source: ListSource, from: Option<String>) {
         if state.closed {
             return;
         }
-        let mut known: HashMap<String, Arc<Endpoint>> =
-            state.members.drain(..).map(|m| (m.endpoint.address.to_string(), m.endpoint)).collect();
-        // A list in use that grows owes the newcomer its first call at once; a first list owes nobody.
-        let in_use = state.view.is_a_balancers() && state.view.list.as_ref().is_some_and(List::offers_any);
-        let mut members = Vec::with_capacity(list.endpoints.len());
-        for listed in &list.endpoints {
-            let held = known.remove(&listed.address);
-            // Another incarnation is another process: what was learnt of the old one does not hold for it.
-            let same = |e: &Arc<Endpoint>| {
-                e.incarnation == listed.incarnation || e.incarnation == 0 || listed.incarnation == 0
-            };
-            let (kept, replaced) = match held {
-                Some(endpoint) if same(&endpoint) => (Some(endpoint), None),
-                other => (None, other),
-            };
-            if let Some(endpoint) = replaced {
-                known.insert(listed.address.clone(), endpoint);
-            }
-            let endpoint = match kept {
-                Some(endpoint) => endpoint,
-                None => {
-                    state.next_id += 1;
-                    let Some(endpoint) = Endpoint::new(&listed.address, listed.incarnation, state.next_id) else {
-                        continue;
-                    };
-                    if in_use {
-                        endpoint.peer.mark_fresh();
-                    }
-                    endpoint
-                }
-            };
-            members.push(Member { endpoint, weight: listed.weight, priority: listed.priority });
-        }
-        for endpoint in known.into_values() {
-            endpoint.stop();
-            state.departed.push(endpoint);
-        }
-        let excess = state.departed.len().saturating_sub(DEPARTED_MAX);
-        state.departed.drain(..excess);
-        state.members = members;
+        state.replace_members(&list);
         state.view.hold(list, source, from);
         self.rebuild_with(&mut state);
         drop(state);
@@ -257,6 +221,36 @@ impl Pool {
             self.apply(list, ListSource::Cache, Some(from));
             self.change_view(|view| view.is_older_by(age));
         }
+    }
+
+    /// Whether there is no balancer's list, or one that nobody can be reached of while no balancer answers.
+    pub(crate) fn needs_fallback(&self) -> bool {
+        self.state().needs_fallback()
+    }
+
+    /// Uses these in place of a list, or behind one, if that is still needed.
+    pub(crate) fn fall_back(&self, addresses: &[String]) {
+        let mut state = self.state();
+        if addresses.is_empty() || !state.needs_fallback() {
+            return;
+        }
+        let (view, is_a_balancers) = (&state.view, state.view.is_a_balancers());
+        let list = match &view.list {
+            Some(held) if is_a_balancers => held.with_spares(addresses),
+            Some(_) | None => List::plain(addresses),
+        };
+        if view.list.as_ref() == Some(&list) {
+            return;
+        }
+        tracing::warn!(service = self.service, endpoints = addresses.len(), "using the fallback endpoints");
+        if !is_a_balancers {
+            return self.apply_to(state, list, ListSource::Fallback, None);
+        }
+        state.replace_members(&list);
+        state.view.list = Some(list);
+        self.rebuild_with(&mut state);
+        drop(state);
+        self.list_changed.send_modify(|n| *n += 1);
     }
 
     /// Changes what is known about the list, not the list.
@@ -345,6 +339,63 @@ impl Pool {
 }
 
 impl State {
+    /// Keeps the endpoints that this list names as well, with their connections, and lets the others go.
+    fn replace_members(&mut self, list: &List) {
+        let mut known: HashMap<String, Arc<Endpoint>> =
+            self.members.drain(..).map(|m| (m.endpoint.address.to_string(), m.endpoint)).collect();
+        // A list in use that grows owes the newcomer its first call at once; a first list owes nobody.
+        let in_use = self.view.is_a_balancers() && self.view.list.as_ref().is_some_and(List::offers_any);
+        let mut members = Vec::with_capacity(list.endpoints.len());
+        for listed in &list.endpoints {
+            let held = known.remove(&listed.address);
+            // Another incarnation is another process: what was learnt of the old one does not hold for it.
+            let same = |e: &Arc<Endpoint>| {
+                e.incarnation == listed.incarnation || e.incarnation == 0 || listed.incarnation == 0
+            };
+            let (kept, replaced) = match held {
+                Some(endpoint) if same(&endpoint) => (Some(endpoint), None),
+                other => (None, other),
+            };
+            if let Some(endpoint) = replaced {
+                known.insert(listed.address.clone(), endpoint);
+            }
+            let endpoint = match kept {
+                Some(endpoint) => endpoint,
+                None => {
+                    self.next_id += 1;
+                    let Some(endpoint) = Endpoint::new(&listed.address, listed.incarnation, self.next_id) else {
+                        continue;
+                    };
+                    if in_use {
+                        endpoint.peer.mark_fresh();
+                    }
+                    endpoint
+                }
+            };
+            members.push(Member { endpoint, weight: listed.weight, priority: listed.priority });
+        }
+        for endpoint in known.into_values() {
+            endpoint.stop();
+            self.departed.push(endpoint);
+        }
+        let excess = self.departed.len().saturating_sub(DEPARTED_MAX);
+        self.departed.drain(..excess);
+        self.members = members;
+    }
+
+    fn needs_fallback(&self) -> bool {
+        let view = &self.view;
+        if self.closed || !view.is_a_balancers() {
+            return !self.closed;
+        }
+        let offered: BTreeSet<&str> = view.list.iter().flat_map(List::offered).map(|e| &*e.address).collect();
+        let mut offered = self.members.iter().filter(|m| offered.contains(&*m.endpoint.address)).peekable();
+        // Nobody on offer at all is a balancer's word, and not for a fallback to overrule.
+        view.balancer.is_none()
+            && offered.peek().is_some()
+            && offered.all(|m| matches!(m.endpoint.link(), Link::Failed(_)))
+    }
+
     fn take_outcomes(&mut self) -> Vec<EndpointOutcomes> {
         self.taken_at = Instant::now();
         let take = |e: &Arc<Endpoint>| e.tally.take(&e.address, e.incarnation, e.peer.in_flight());

@@ -14,6 +14,7 @@ use crate::{
     advice::Own,
     cache::Cache,
     call::Settings,
+    fallback,
     limits::Defaults,
     list::List,
     pick_stream::{self, Identity},
@@ -111,7 +112,9 @@ impl Builder {
         self
     }
 
-    /// Endpoints, `host:port`, to use when no list has ever come within the first-list timeout. The first list replaces them.
+    /// Endpoints, `host:port`, to use when no list has come within the first-list timeout; and beside the last list, while no
+    /// balancer answers and nobody on that list can be reached. A name stands for all its addresses, and is asked for again
+    /// while they are in use. The next list replaces them.
     pub fn fallback<I, S>(mut self, endpoints: I) -> Self
     where
         I: IntoIterator<Item = S>,
@@ -291,14 +294,8 @@ async fn follow(
         sleep(CACHE_PATIENCE).await;
         pool.use_cached();
     };
-    let fall_back = async {
-        sleep(first_list_timeout).await;
-        if !fallback.is_empty() && !pool.has_list() {
-            tracing::warn!(service = pool.service, "no list from any balancer; using the fallback endpoints");
-            pool.apply(List::plain(&fallback), ListSource::Fallback, None);
-        }
-    };
-    let pick = pick_stream::run(pool.clone(), identity, balancers, fallback.clone(), cache.as_ref());
+    let fall_back = fallback::stand_by(&pool, &fallback, first_list_timeout);
+    let pick = pick_stream::run(pool.clone(), identity, balancers, cache.as_ref());
     tokio::join!(keep, remember, fall_back, pick);
 }
 

@@ -137,7 +137,7 @@ fn hello(pool: &Pool, identity: &Identity) -> Hello {
             service: pool.service.clone(),
             version: list.version.map(|v| lookaside_proto::v1::Version { epoch: v.epoch, sequence: v.sequence }),
             digest: list.digest,
-            endpoints: list.endpoints.iter().filter(|e| e.weight > 0).map(|e| e.address.clone()).collect(),
+            endpoints: list.offered().map(|e| e.address.clone()).collect(),
         })
     });
     Hello {

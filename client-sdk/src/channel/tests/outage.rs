@@ -248,3 +248,46 @@ async fn with_a_balancer_that_answers_the_cache_is_not_called_upon() {
     all[0].stop().await;
     assert!(matches!(ask(&all).connect().await, Err(Error::NoBalancer { .. })));
 }
+
+#[tokio::test]
+async fn a_fallback_behind_a_name_serves_where_no_balancer_does_and_follows_its_name() {
+    let (old, new) = (Backend::start().await, Backend::start().await);
+    let at = |backend: &Backend| backend.address.parse::<SocketAddr>().unwrap();
+    let name = "fallback.outage.test:50051";
+    resolve::say(name, Some(Err(())));
+    let nobody = balancers(1, &old).await;
+    nobody[0].stop().await;
+    let builder = ask(&nobody).fallback([name]).first_list_timeout(Duration::from_millis(100));
+    let channel = builder.connect().await.unwrap();
+    resolve::say(name, Some(Ok(vec![at(&old)])));
+    wait_until("found", || channel.snapshot().endpoints.len() == 1).await;
+    let mut client = EchoClient::new(channel.clone());
+    client.unary(says(b"x")).await.unwrap();
+    assert_eq!(channel.snapshot().source, ListSource::Fallback);
+    resolve::say(name, Some(Ok(vec![at(&new)])));
+    wait_until("asked again", || channel.snapshot().endpoints[0].address == new.address).await;
+    client.unary(says(b"x")).await.unwrap();
+    nobody[0].restart().await.unwrap();
+    wait_until("a list", || channel.snapshot().source == ListSource::Balancer).await;
+}
+
+#[tokio::test]
+async fn when_nobody_on_the_last_list_can_be_reached_the_fallback_stands_behind_it() {
+    let (listed, spare) = (Backend::start().await, Backend::start().await);
+    let all = balancers(1, &listed).await;
+    let builder = ask(&all).fallback([&spare.address]).first_list_timeout(Duration::from_millis(100));
+    let channel = builder.connect().await.unwrap();
+    let mut client = EchoClient::new(channel.clone());
+    client.unary(says(b"x")).await.unwrap();
+    all[0].stop().await;
+    wait_until("noticed", || channel.snapshot().balancer.is_none()).await;
+    client.unary(says(b"x")).await.unwrap();
+    assert_eq!(spare.counts.connections.load(SeqCst), 0, "the list serves");
+    listed.shut_down();
+    wait_until("served by the fallback", || channel.snapshot().endpoints.len() == 2).await;
+    let reply = client.unary(says(b"x")).await.unwrap();
+    assert_eq!(picked(&reply).unwrap().address.to_string(), spare.address);
+    assert_eq!(channel.snapshot().source, ListSource::LastGood);
+    all[0].restart().await.unwrap();
+    wait_until("the balancer's list alone", || channel.snapshot().endpoints.len() == 1).await;
+}

@@ -1,0 +1,49 @@
+//! The endpoints that an application names itself, for when there is no list: none has come, the one there was has outlived its
+//! time, or no balancer answers and nobody on the last list can be reached. Whatever a balancer says comes before them.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    list::ENDPOINTS_MAX,
+    pool::Pool,
+    resolve::{self, Name},
+};
+
+/// How often names are asked while their endpoints are in use.
+const ASK_PERIOD: Duration = Duration::from_secs(10);
+/// And while none of them has ever been answered.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Steps in where needed, for as long as it is polled; not before the first list has had its time.
+pub(crate) async fn stand_by(pool: &Arc<Pool>, fallback: &[String], first_list_timeout: Duration) {
+    if fallback.is_empty() {
+        return;
+    }
+    let mut names: Vec<Name> = fallback.iter().map(|name| Name::new(name)).collect();
+    let mut changes = pool.pickers();
+    sleep(first_list_timeout).await;
+    loop {
+        if !pool.needs_fallback() {
+            // A picker is made with every list and every connection that comes or goes.
+            if changes.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        resolve::refresh(&mut names, Instant::now() + PATIENCE).await;
+        let addresses: Vec<String> =
+            names.iter().flat_map(Name::places).map(|place| place.address.to_string()).take(ENDPOINTS_MAX).collect();
+        let trouble = names.iter().map(Name::trouble).find(|trouble| !trouble.is_empty());
+        if let Some(trouble) = trouble {
+            tracing::warn!(service = pool.service, "a fallback is not found: {trouble}");
+        }
+        let period = if addresses.is_empty() { ASK_AGAIN } else { ASK_PERIOD };
+        pool.fall_back(&addresses);
+        let needed = async { while pool.needs_fallback() && changes.changed().await.is_ok() {} };
+        // Its time over, and still needed: the names may lead elsewhere by now.
+        let _ = timeout(period, needed).await;
+    }
+}
