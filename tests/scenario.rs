@@ -121,6 +121,7 @@ impl Run {
             }
             "file-awaited" => self.event(Event::SourceAwaited { source: source(), service: greeter() }),
             "file-dropped" => self.event(Event::SourceDropped { source: source(), service: greeter() }),
+            "sources-named" => self.event(Event::SourcesNamed),
             "file-fails" => self.event(Event::SourceFailed { source: source(), reason: "gone".into() }),
             "explain" => self.explain(&all[0], &options),
             "pick" => self.pick(&options),

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
-use lookaside_core::{event::Override, model::SourceId};
+use lookaside_core::{
+    event::{Event, Override},
+    model::SourceId,
+};
 use lookaside_proto::v1::{balancer_server, reporter_server};
 use tokio::{
     net::TcpListener,
@@ -94,6 +97,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     let source = SourceId::parse("file").expect("a name without white space");
     // Before anybody can ask, so that what is configured is never unknown.
     File::new(source, config.services.clone()).follow(driver.clone(), tokens.stop.clone()).await;
+    // Every source there is has said by now what it will speak of.
+    driver.tell(Event::SourcesNamed).await;
     let mut vital = JoinSet::new();
     vital.spawn(probe::run(driver.clone(), config.limits.checks_at_once, tokens.stop.clone()));
     let cohorts = Arc::new(Cohorts::new(driver.clone()));

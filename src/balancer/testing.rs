@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use lookaside_core::{
     config::ServiceConfig,
     event::{CheckOutcome, Event},
+    kept::Kept,
     model::{Address, EndpointSpec, ServiceName, SourceId},
     snapshot::Snapshot,
 };
@@ -38,6 +39,12 @@ pub(crate) fn driver(stop: &CancellationToken) -> Handle {
 /// The same, with other defaults for services.
 pub(crate) fn driver_with(defaults: ServiceConfig, stop: &CancellationToken) -> Handle {
     let start = driver::Start { epoch: 7, defaults, overrides: Vec::new(), kept: None, store: None };
+    driver::start(start, stop.clone()).0
+}
+
+/// A driver that begins with what the last one had kept.
+pub(crate) fn driver_restored(kept: Kept, defaults: ServiceConfig, stop: &CancellationToken) -> Handle {
+    let start = driver::Start { epoch: 8, defaults, overrides: Vec::new(), kept: Some(kept), store: None };
     driver::start(start, stop.clone()).0
 }
 

@@ -49,6 +49,9 @@ pub enum Event {
         /// What for.
         service: ServiceName,
     },
+    /// The configuration has named every source there is, each awaited or heard: what was restored from another one is as
+    /// good as dropped.
+    SourcesNamed,
     /// A backend opened a report stream and registered itself.
     Registered {
         /// For what.

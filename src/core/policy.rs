@@ -64,6 +64,16 @@ pub struct Assignment {
     pub policy: PolicyKind,
 }
 
+impl Assignment {
+    /// The same, silent about those it does not name: for a client that may know more.
+    #[must_use]
+    pub fn as_additions(&self) -> Self {
+        let mut additions = Self { complete: false, ..self.clone() };
+        additions.digest = digest(&additions);
+        additions
+    }
+}
+
 /// One place in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assigned {

@@ -25,6 +25,7 @@ mod load;
 mod refusal;
 mod service;
 mod view;
+mod weigh;
 mod words;
 
 pub use invariant::Invariant;
@@ -135,6 +136,14 @@ impl Table {
                 if !self.services.values().any(|service| service.is_followed_by(&source)) {
                     self.sources.remove(&source);
                 }
+                self.changed = true;
+            }
+            Event::SourcesNamed => {
+                for service in self.services.values_mut() {
+                    service.drop_unnamed(now);
+                }
+                let services = &self.services;
+                self.sources.retain(|source, _| services.values().any(|service| service.is_followed_by(source)));
                 self.changed = true;
             }
             Event::Registered { service, endpoint } => {

@@ -45,14 +45,12 @@ pub(crate) enum Answer {
 /// A list, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Published {
-    /// The list itself; its own version is the one it was first published under.
-    pub(crate) list: Arc<List>,
+    /// For everybody.
+    pub(crate) whole: Framed,
+    /// For those who resume with another list, while they may know more than the balancer.
+    pub(crate) additions: Option<Box<Framed>>,
     /// What it is called now, also in the frames.
     pub(crate) version: lookaside_core::model::Version,
-    /// `PickResponse.list` as a gRPC frame.
-    pub(crate) list_frame: Bytes,
-    /// `PickResponse.tick` as a gRPC frame.
-    pub(crate) tick_frame: Bytes,
     /// `PickResponse.method_policy` as a gRPC frame, the same bytes until it changes.
     pub(crate) policy_frame: Bytes,
     /// Whether that says nothing, so that who has never had another one need not be told.
@@ -61,6 +59,27 @@ pub(crate) struct Published {
     pub(crate) at: Timestamp,
     /// What is sent is counted here.
     pub(crate) counters: Counters,
+}
+
+/// A list and its frames.
+#[derive(Debug)]
+pub(crate) struct Framed {
+    /// The list itself; its own version is the one it was first published under.
+    pub(crate) list: Arc<List>,
+    /// `PickResponse.list` as a gRPC frame.
+    pub(crate) list_frame: Bytes,
+    /// `PickResponse.tick` as a gRPC frame.
+    pub(crate) tick_frame: Bytes,
+}
+
+impl Framed {
+    fn of(list: Arc<List>, service: &ServiceSnapshot) -> Self {
+        Self {
+            list_frame: encode::list(&list.assignment, service.version),
+            tick_frame: encode::tick(&list.assignment, service),
+            list,
+        }
+    }
 }
 
 /// Counters of a service, looked up once instead of at every stream.
@@ -221,15 +240,15 @@ impl Entry {
         metrics::counter!(telemetry::DECISIONS_TOTAL, "service" => telemetry::service_label(name)).increment(1);
         let current = Arc::clone(&self.answer.borrow());
         let list = match &*current {
-            Answer::List(held) if held.list.assignment.digest == assignment.digest => {
+            Answer::List(held) if held.whole.list.assignment.digest == assignment.digest => {
                 let same_calls = self.service.as_ref().is_some_and(|seen| seen.config.calls == service.config.calls);
                 self.service = Some(Arc::clone(service));
                 if !due && same_calls {
                     return;
                 }
-                Arc::clone(&held.list)
+                Arc::clone(&held.whole.list)
             }
-            Answer::List(held) if is_early && differ_in_loads_alone(&held.list.assignment, &assignment) => {
+            Answer::List(held) if is_early && differ_in_loads_alone(&held.whole.list.assignment, &assignment) => {
                 // Not noted as seen for good: a later turn comes by again.
                 self.held_back = Some(Arc::clone(service));
                 return;
@@ -243,12 +262,14 @@ impl Entry {
         self.held_back = None;
         self.beat_at = began;
         let published = Published {
-            list_frame: encode::list(&list.assignment, service.version),
-            tick_frame: encode::tick(&list.assignment, service),
+            additions: service.stale.then(|| {
+                let additions = Arc::new(List::new(list.assignment.as_additions()));
+                Box::new(Framed::of(additions, service))
+            }),
+            whole: Framed::of(list, service),
             policy_frame: self.policy_frame(service),
             has_no_rules: service.config.calls.has_no_rules(),
             version: service.version,
-            list,
             at: snapshot.at,
             counters: self.counters.get_or_insert_with(|| Counters::of(name)).clone(),
         };
@@ -363,7 +384,7 @@ mod tests {
         list(&driver, "greeter", &["10.0.0.2:1"]).await;
         let late = cohorts.subscribe(&service("greeter"), &cohort);
         match &**late.borrow() {
-            Answer::List(published) => assert!(published.list.place(&address("10.0.0.2:1")).is_some()),
+            Answer::List(published) => assert!(published.whole.list.place(&address("10.0.0.2:1")).is_some()),
             other => panic!("{other:?} is no list"),
         }
         stop.cancel();

@@ -115,10 +115,19 @@ impl Service {
         }
     }
 
+    /// Lets go of sources that it was restored with and that the configuration no longer has.
+    pub(super) fn drop_unnamed(&mut self, now: Timestamp) {
+        for source in std::mem::take(&mut self.unnamed) {
+            self.dropped(&source, now);
+        }
+    }
+
     fn restore(&mut self, kept: KeptService, now: Timestamp) {
         self.restored = !kept.settling;
         // What they left unsaid before proves nothing until they speak again.
-        self.silent.clone_from(&kept.answered);
+        for sources in [&mut self.silent, &mut self.unheard, &mut self.unnamed] {
+            sources.clone_from(&kept.answered);
+        }
         self.answered = kept.answered;
         let endpoints = kept.endpoints.into_iter().map(|kept| restored(kept, now));
         self.endpoints = endpoints.map(|endpoint| (endpoint.spec.address.clone(), endpoint)).collect();

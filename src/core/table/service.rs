@@ -36,13 +36,6 @@ const IN_MOTION: Duration = Duration::from_millis(100);
 /// So much after a limit it has been passed.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// Weights by throughput: how long a new endpoint has none and how old a report may be (both gRPC A58), how far from the
-/// median of the service a weight may go, and the change worth a new list.
-const THROUGHPUT_BLACKOUT: Duration = Duration::from_secs(10);
-const THROUGHPUT_EXPIRY: Duration = Duration::from_secs(180);
-const THROUGHPUT_PERMILLE: std::ops::RangeInclusive<f64> = 100.0..=10_000.0;
-const THROUGHPUT_STEP_PERMILLE: u32 = 50;
-
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub(super) name: ServiceName,
@@ -55,6 +48,9 @@ pub(super) struct Service {
     pub(super) answered: BTreeSet<SourceId>,
     /// Those of them that are silent now: nothing they left unsaid proves anything.
     pub(super) silent: BTreeSet<SourceId>,
+    /// Those of them that have not answered since the balancer started, and of these the ones that nobody has named yet.
+    pub(super) unheard: BTreeSet<SourceId>,
+    pub(super) unnamed: BTreeSet<SourceId>,
     pub(super) judge: Judge,
     /// Until then backends that registered before the balancer started may still turn up.
     settled_at: Timestamp,
@@ -82,6 +78,8 @@ impl Service {
             awaited: BTreeSet::new(),
             answered: BTreeSet::new(),
             silent: BTreeSet::new(),
+            unheard: BTreeSet::new(),
+            unnamed: BTreeSet::new(),
             judge: Judge::default(),
             settled_at,
             restored: false,
@@ -100,10 +98,10 @@ impl Service {
         !self.awaited.is_empty() || (!self.restored && self.answered.is_empty() && self.may_be_unheard(now))
     }
 
-    /// Whether clients that resume may know more than was kept: for a lease after the start, unless all who can list have
-    /// answered since.
+    /// Whether clients that resume may know more than was kept: until all who can list have answered since the start, and
+    /// where there are none of them, for a lease.
     pub(super) fn is_stale(&self, now: Timestamp) -> bool {
-        self.restored && (self.answered.is_empty() || !self.silent.is_empty()) && self.may_be_unheard(now)
+        !self.unheard.is_empty() || (self.restored && self.answered.is_empty() && self.may_be_unheard(now))
     }
 
     /// Whether a backend that registered before the start may not be in lists yet: it has a lease to turn up, and one that
@@ -128,6 +126,7 @@ impl Service {
     }
 
     pub(super) fn awaits(&mut self, source: SourceId) {
+        self.unnamed.remove(&source);
         if !self.answered.contains(&source) {
             self.awaited.insert(source);
             self.urgent = true;
@@ -179,6 +178,8 @@ impl Service {
             self.endpoints.values_mut().filter_map(|e| e.withdrawn_at.as_mut()).for_each(|at| *at = now);
         }
         self.awaited.remove(source);
+        self.unheard.remove(source);
+        self.unnamed.remove(source);
         self.answered.insert(source.clone());
         self.urgent = true;
         Ok(())
@@ -200,6 +201,8 @@ impl Service {
         self.awaited.remove(source);
         self.answered.remove(source);
         self.silent.remove(source);
+        self.unheard.remove(source);
+        self.unnamed.remove(source);
         self.urgent = true;
     }
 
@@ -431,36 +434,6 @@ impl Service {
             // Nobody has promised to remember it: a draining one that never said goodbye goes with its lease.
             !(expired && (endpoint.draining || (endpoint.health.is_down() && others_serve)))
         });
-    }
-
-    /// Weighs endpoints by what they are measured to get done, against the median: one that lies must not move the others.
-    /// None gets more than twice its fair share on its own word.
-    fn weigh(&mut self, now: Timestamp) {
-        let measured = |e: &Endpoint| {
-            let fresh = e.load.reported_at().is_some_and(|at| now.since(at) < THROUGHPUT_EXPIRY);
-            let blackout = now.since(e.joined_at) < THROUGHPUT_BLACKOUT;
-            if fresh && !blackout { e.load.throughput() } else { None }
-        };
-        let mut known: Vec<f64> = self.endpoints.values().filter_map(measured).collect();
-        known.sort_by(f64::total_cmp);
-        let median = if known.len() < 2 { None } else { known.get(known.len() / 2).copied() };
-        let wanted = |e: &Endpoint| match (measured(e), median) {
-            (Some(throughput), Some(median)) => {
-                (throughput / median * 1000.0).clamp(*THROUGHPUT_PERMILLE.start(), *THROUGHPUT_PERMILLE.end())
-            }
-            _ => 1000.0,
-        };
-        let sum: f64 = self.endpoints.values().map(wanted).sum();
-        let count = self.endpoints.len() as f64;
-        for endpoint in self.endpoints.values_mut() {
-            let own = wanted(endpoint);
-            // own / (own + others) <= 2 / count, solved for own.
-            let ceiling = if count > 2.0 { 2.0 * (sum - own) / (count - 2.0) } else { own };
-            let permille = own.min(ceiling) as u32;
-            if permille.abs_diff(endpoint.throughput_permille) >= THROUGHPUT_STEP_PERMILLE {
-                endpoint.throughput_permille = permille;
-            }
-        }
     }
 
     fn next_due(&self, words: Option<&Words>, now: Timestamp) -> Timestamp {

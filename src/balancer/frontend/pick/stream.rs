@@ -28,7 +28,7 @@ use crate::{
     convert::{invalid, refused},
     frontend::{
         clients::{Session, Who},
-        cohorts::{Answer, Published},
+        cohorts::{Answer, Framed, Published},
         encode,
     },
     limits::{
@@ -159,11 +159,20 @@ struct Subscribed {
     /// Whether a list was sent on this stream.
     listed: bool,
     told_unknown: bool,
+    /// It came with another list than ours; `None` before the first one.
+    may_know_more: Option<bool>,
     /// How calls are to be made, as sent last; `None` while it may have something else of an earlier stream.
     policy: Option<Bytes>,
 }
 
 impl Subscribed {
+    /// Who resumes with another list than the balancer has just restored may be right about what that one does not name.
+    fn form<'a>(&mut self, published: &'a Published) -> &'a Framed {
+        let brought = self.digest.is_some_and(|held| held != published.whole.list.assignment.digest);
+        let may_know_more = *self.may_know_more.get_or_insert(brought);
+        published.additions.as_deref().filter(|_| may_know_more).unwrap_or(&published.whole)
+    }
+
     /// How calls are to be made, if that is news. Who came without a list has no rules of ours either, and need not be
     /// told that there are none.
     fn take_policy(&mut self, published: &Published) -> Option<Bytes> {
@@ -382,7 +391,8 @@ impl PickStream {
     fn list(&mut self, service: ServiceName, published: &Published, answer: &Arc<Answer>) -> Option<Bytes> {
         let subscribed = self.services.get_mut(&service)?;
         subscribed.told_unknown = false;
-        let assignment = &published.list.assignment;
+        let form = subscribed.form(published);
+        let assignment = &form.list.assignment;
         let now = self.shared.driver.now();
         if !assignment.complete && subscribed.digest.is_none() && now.since(Timestamp::default()) < NEWCOMER_WAIT {
             self.newcomers.insert(service, Arc::clone(answer));
@@ -394,18 +404,18 @@ impl PickStream {
             return Some(frame);
         }
         if subscribed.digest == Some(assignment.digest) {
-            self.session.rebased(&service, published.version, &published.list);
+            self.session.rebased(&service, published.version, &form.list);
             published.counters.ticks.increment(1);
-            return Some(published.tick_frame.clone());
+            return Some(form.tick_frame.clone());
         }
         subscribed.digest = Some(assignment.digest);
         if std::mem::replace(&mut subscribed.listed, true) {
             // The first list is as old as the state of affairs; only changes tell how long they travel.
             metrics::histogram!(telemetry::PROPAGATION_DURATION_SECONDS).record(now.since(published.at));
         }
-        self.session.sent(&service, published.version, &published.list);
+        self.session.sent(&service, published.version, &form.list);
         published.counters.lists.increment(1);
-        Some(published.list_frame.clone())
+        Some(form.list_frame.clone())
     }
 
     /// Says what is wrong about one service; the stream lives on.

@@ -3,6 +3,7 @@ use std::{net::SocketAddr, time::Duration};
 use lookaside_core::{
     config::{CallConfig, MethodPath, MethodRule, RetryCode, ServiceConfig},
     event::{Action, CheckOutcome, Event, Override, Scope},
+    kept::{Kept, KeptEndpoint, KeptHealth, KeptService},
     model::{EndpointSpec, Timestamp},
 };
 use lookaside_proto::v1::{
@@ -40,8 +41,12 @@ async fn balancer() -> Balancer {
 }
 
 async fn balancer_with(defaults: ServiceConfig) -> Balancer {
-    let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
-    let driver = driver_with(defaults, &stop);
+    let stop = CancellationToken::new();
+    balancer_of(driver_with(defaults, &stop), stop).await
+}
+
+async fn balancer_of(driver: Handle, stop: CancellationToken) -> Balancer {
+    let draining = CancellationToken::new();
     let (clients, cohorts) = (Arc::new(Clients::new()), Arc::new(Cohorts::new(driver.clone())));
     tokio::spawn(Arc::clone(&cohorts).follow(stop.clone()));
     let pick = Pick::new(Shared {
@@ -290,7 +295,7 @@ async fn one_cohort_shares_its_bytes_and_is_forgotten_with_its_last_stream() {
     let name = service("greeter");
     let cohort = |seed| Cohort { seed, locality: Locality::unknown() };
     let frame = |seed| match &**balancer.cohorts.subscribe(&name, &cohort(seed)).borrow() {
-        crate::frontend::cohorts::Answer::List(list) => list.list_frame.as_ptr(),
+        crate::frontend::cohorts::Answer::List(list) => list.whole.list_frame.as_ptr(),
         other => panic!("{other:?} is no list"),
     };
     let held = balancer.cohorts.subscribe(&name, &cohort(1));
@@ -541,6 +546,66 @@ async fn after_a_start_newcomers_wait_for_others_to_be_heard_and_those_that_come
     assert!(balancer.clients.holds(&name, &address("10.0.0.2:1")));
     assert!(!newcomer.offered(&["10.0.0.1:1"]).await.complete);
     assert!(up() >= Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn of_what_was_restored_those_who_may_know_more_get_additions_and_all_others_the_whole() {
+    let registered = |at: &str| KeptEndpoint {
+        spec: EndpointSpec::at(address(at)),
+        listed: None,
+        listed_by: Default::default(),
+        registered: true,
+        health: KeptHealth::Usable,
+        trusted: true,
+        draining: false,
+        departed: false,
+        withdrawn: false,
+        newcomer: false,
+        warming_permille: None,
+    };
+    let endpoints = ["10.0.0.1:1", "10.0.0.2:1"].map(registered).to_vec();
+    let kept = KeptService { endpoints, ..KeptService::default() };
+    let stop = CancellationToken::new();
+    let lease = Duration::from_secs(5);
+    let driver = crate::testing::driver_restored(
+        Kept { services: [(service("greeter"), Arc::new(kept))].into() },
+        ServiceConfig { lease, ..ServiceConfig::default() },
+        &stop,
+    );
+    let balancer = balancer_of(driver, stop).await;
+
+    let mut newcomer = Client::greeted(&balancer, "new").await;
+    newcomer.subscribe("greeter");
+    let whole = newcomer.list().await;
+    assert!(whole.complete && whole.endpoints.len() == 2, "{whole:?}");
+    assert!(balancer.driver.now().since(Timestamp::default()) < Duration::from_secs(2), "nobody waits");
+
+    let mut clients = Vec::new();
+    for digest in [whole.digest, whole.digest + 1] {
+        let mut client = Client::open(connect(balancer.address).await).await;
+        let endpoints = vec!["10.0.0.1:1".into(), "10.0.0.9:1".into()];
+        let held = v1::HeldList { service: "greeter".into(), digest, endpoints, ..Default::default() };
+        client.ask(Ask::Hello(Hello { client_id: "new".into(), held: vec![held], ..Hello::default() }));
+        client.subscribe("greeter");
+        client.method_policy().await;
+        clients.push(client);
+    }
+    match clients[0].answer().await.unwrap() {
+        Said::Tick(tick) => assert!(tick.complete, "the very same list: {tick:?}"),
+        other => panic!("{other:?} is no tick"),
+    }
+    let additions = clients[1].list().await;
+    assert!(!additions.complete && additions.digest != whole.digest, "{additions:?}");
+    assert_eq!(additions.endpoints, whole.endpoints);
+    clients[1].acknowledge(&additions);
+    let holds = || balancer.clients.holds(&service("greeter"), &address("10.0.0.9:1"));
+    assert!(holds());
+    // A lease later everybody has had the time to turn up.
+    let completed = clients[1].list().await;
+    assert!(completed.complete && completed.endpoints.len() == 2, "{completed:?}");
+    assert!(balancer.driver.now().since(Timestamp::default()) >= lease);
+    clients[1].acknowledge(&completed);
+    eventually("nobody holds the other one any more", || !holds()).await;
 }
 
 #[tokio::test]
