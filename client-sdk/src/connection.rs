@@ -18,9 +18,13 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Ping, PingPong, Reason, client};
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::sync::Notify;
 
-use crate::error::flatten;
+use crate::{
+    Tls,
+    dial::{self, Io, dial},
+    error::flatten,
+};
 
 /// Bytes a peer may send on one stream before they are read: what a stalled reader costs.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -46,8 +50,27 @@ pub(crate) enum ConnectError {
     Tcp(String),
     #[error("connected, but it does not speak HTTP/2: {0}")]
     NotHttp2(String),
+    #[error("{0}")]
+    Tls(String),
+    /// It answers, and is not who it should be, or does not take us for who we are. It is not called.
+    #[error("{0}")]
+    Identity(String),
     #[error("no connection within {0} ms")]
     Timeout(u128),
+}
+
+impl From<&dial::Error> for ConnectError {
+    fn from(error: &dial::Error) -> Self {
+        match error {
+            dial::Error::NotHttp2 => Self::NotHttp2(error.to_string()),
+            dial::Error::Tcp(_) => Self::Tcp(error.to_string()),
+            dial::Error::WrongName { presented, expected } => {
+                Self::Identity(format!("certificate is for {presented}, the list says {expected}"))
+            }
+            _ if error.is_about_identity() => Self::Identity(error.to_string()),
+            _ => Self::Tls(error.to_string()),
+        }
+    }
 }
 
 /// How a connection came to take no further calls.
@@ -69,14 +92,15 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects, and waits until the peer has said how many streams it takes. `on_goodbye` runs once, when the connection takes
+    /// Connects, over TLS to a peer that has to show the name beside it, and waits until the peer has said how many streams it takes. `on_goodbye` runs once, when the connection takes
     /// no further calls; not when it was retired from this side.
     pub(crate) async fn open(
         address: &str,
+        tls: Option<(&Tls, &str)>,
         timeout: Duration,
         on_goodbye: impl FnOnce(&Arc<Connection>) + Send + 'static,
     ) -> Result<Arc<Self>, ConnectError> {
-        match tokio::time::timeout(timeout, Self::open_unbounded(address, on_goodbye)).await {
+        match tokio::time::timeout(timeout, Self::open_unbounded(address, tls, on_goodbye)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectError::Timeout(timeout.as_millis())),
         }
@@ -84,11 +108,10 @@ impl Connection {
 
     async fn open_unbounded(
         address: &str,
+        tls: Option<(&Tls, &str)>,
         on_goodbye: impl FnOnce(&Arc<Connection>) + Send + 'static,
     ) -> Result<Arc<Self>, ConnectError> {
-        let tcp = |e: io::Error| ConnectError::Tcp(format!("tcp connect error: {e}"));
-        let socket = TcpStream::connect(address).await.map_err(tcp)?;
-        socket.set_nodelay(true).map_err(tcp)?;
+        let socket = dial(address, tls).await.map_err(|e| ConnectError::from(&e))?;
         let (sender, mut h2) = client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -182,7 +205,7 @@ impl Drop for Slot {
     }
 }
 
-type H2 = client::Connection<TcpStream, Bytes>;
+type H2 = client::Connection<Io, Bytes>;
 
 /// Moves frames until the connection ends, and tells at once when it takes no further calls.
 async fn drive(
@@ -250,9 +273,17 @@ async fn keep_alive(pings: Option<PingPong>, connection: std::sync::Weak<Connect
 
 fn not_http2(error: Option<h2::Error>) -> ConnectError {
     match error {
-        Some(error) if error.is_io() => ConnectError::Tcp(flatten(&error)),
+        Some(error) if error.is_io() => match error.get_io().and_then(tls_error) {
+            Some(error) => ConnectError::from(error),
+            None => ConnectError::Tcp(flatten(&error)),
+        },
         // An HTTP/1 answer reads as a frame of absurd size.
         Some(error) => ConnectError::NotHttp2(flatten(&error)),
         None => ConnectError::Tcp("closed by the peer before a word".to_owned()),
     }
+}
+
+/// What TLS had to say: with TLS 1.3 a peer refuses a client certificate only after the handshake.
+fn tls_error(error: &io::Error) -> Option<&dial::Error> {
+    error.get_ref()?.downcast_ref()
 }

@@ -11,8 +11,10 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    Tls,
     backoff::Backoff,
-    connection::{Connection, Goodbye, Slot},
+    connection::{ConnectError, Connection, Goodbye, Slot},
+    list::Listed,
     picker::Peer,
     pool::Pool,
     tally::Tally,
@@ -41,6 +43,9 @@ pub(crate) struct Endpoint {
     pub(crate) address: Arc<str>,
     pub(crate) authority: http::uri::Authority,
     pub(crate) incarnation: u64,
+    tls: Option<Tls>,
+    /// The name it has to show; empty means the host of its address.
+    pub(crate) tls_name: String,
     pub(crate) peer: Arc<Peer>,
     pub(crate) tally: Tally,
     connections: ArcSwap<Vec<Arc<Connection>>>,
@@ -53,11 +58,13 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// `None` when the address cannot stand in a URI.
-    pub(crate) fn new(address: &str, incarnation: u64, id: u64) -> Option<Arc<Self>> {
+    pub(crate) fn new(listed: &Listed, tls: Option<&Tls>, id: u64) -> Option<Arc<Self>> {
         Some(Arc::new(Self {
-            address: address.into(),
-            authority: address.parse().ok()?,
-            incarnation,
+            address: listed.address.as_str().into(),
+            authority: listed.address.parse().ok()?,
+            incarnation: listed.incarnation,
+            tls: tls.cloned(),
+            tls_name: listed.tls_name.clone(),
             peer: Arc::new(Peer::new(id)),
             tally: Tally::default(),
             connections: ArcSwap::default(),
@@ -67,6 +74,17 @@ impl Endpoint {
             more: Notify::new(),
             lost: Notify::new(),
         }))
+    }
+
+    /// What calls name as their scheme.
+    pub(crate) fn scheme(&self) -> http::uri::Scheme {
+        if self.tls.is_some() { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP }
+    }
+
+    /// Whether a list that says this speaks of this endpoint: not of another process, nor of one that is to show another name.
+    pub(crate) fn is_meant_by(&self, listed: &Listed) -> bool {
+        let same_process = self.incarnation == listed.incarnation || self.incarnation == 0 || listed.incarnation == 0;
+        same_process && (self.tls.is_none() || self.tls_name == listed.tls_name)
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -238,7 +256,8 @@ async fn keep(
                 }
             }
             let (weak, told) = (Arc::downgrade(&endpoint), pool.clone());
-            let opened = Connection::open(&endpoint.address, connect_timeout, move |gone| {
+            let tls = endpoint.tls.as_ref().map(|tls| (tls, endpoint.tls_name.as_str()));
+            let opened = Connection::open(&endpoint.address, tls, connect_timeout, move |gone| {
                 if let Some(endpoint) = weak.upgrade() {
                     endpoint.dismiss(gone, &told);
                 }
@@ -261,7 +280,10 @@ async fn keep(
                             pool.rebuild();
                         }
                     }
-                    tokio::time::sleep(backoff.next()).await;
+                    // Who is somebody else will hardly be the right one in a moment.
+                    let is_somebody_else = matches!(error, ConnectError::Identity(_));
+                    let wait = if is_somebody_else { RECONNECT_LONGEST } else { backoff.next() };
+                    tokio::time::sleep(wait).await;
                 }
             }
         }

@@ -52,6 +52,8 @@ mod connection;
 #[cfg(feature = "transport")]
 pub mod deadline;
 #[cfg(feature = "transport")]
+mod dial;
+#[cfg(feature = "transport")]
 mod endpoint;
 #[cfg(feature = "transport")]
 mod error;
@@ -86,6 +88,8 @@ mod tally;
 #[cfg(feature = "transport")]
 mod target;
 #[cfg(feature = "transport")]
+pub mod tls;
+#[cfg(feature = "transport")]
 mod why;
 
 #[cfg(feature = "transport")]
@@ -96,6 +100,8 @@ pub use error::Error;
 pub use policy::MethodPolicy;
 #[cfg(feature = "transport")]
 pub use snapshot::{EndpointSnapshot, EndpointState, ListSource, Mode, Snapshot, Version};
+#[cfg(feature = "transport")]
+pub use tls::Tls;
 #[cfg(feature = "transport")]
 pub use why::{NotRetried, Picked, What, Why, picked, why};
 

@@ -27,6 +27,8 @@ const SPARE_PRIORITY: u32 = PRIORITY_MAX + 1;
 pub(crate) struct Listed {
     pub(crate) address: String,
     pub(crate) incarnation: u64,
+    /// The name its certificate has to show; empty means the host of its address.
+    pub(crate) tls_name: String,
     pub(crate) locality: String,
     pub(crate) priority: u32,
     pub(crate) weight: u32,
@@ -47,6 +49,7 @@ impl Listed {
         Self {
             address,
             incarnation: 0,
+            tls_name: String::new(),
             locality: String::new(),
             priority: 0,
             weight: PLAIN_WEIGHT,
@@ -115,6 +118,7 @@ impl List {
             endpoints.push(Listed {
                 address,
                 incarnation: endpoint.incarnation,
+                tls_name: endpoint.tls_name,
                 locality: endpoint.locality,
                 priority: endpoint.priority,
                 weight: endpoint.weight,

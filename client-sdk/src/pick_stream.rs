@@ -11,6 +11,7 @@ use lookaside_proto::v1::{Ack, PickResponse, Tick, pick_request, pick_response};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
+    Tls,
     cache::Cache,
     error::cut,
     list::{self, List},
@@ -41,6 +42,8 @@ const NOT_READ: &str = "the balancer does not read the stream";
 pub(crate) struct Identity {
     pub(crate) locality: String,
     pub(crate) labels: BTreeMap<String, String>,
+    /// How balancers are connected to.
+    pub(crate) tls: Option<Tls>,
 }
 
 /// How a session with a balancer ended.

@@ -23,6 +23,7 @@ use tokio::{
 pub(crate) use view::View;
 
 use crate::{
+    Tls,
     advice::Advice,
     cache::Cached,
     endpoint::{Endpoint, Link},
@@ -76,6 +77,8 @@ struct State {
     /// Gone from the list, with outcomes untold.
     departed: Vec<Arc<Endpoint>>,
     view: View,
+    /// How endpoints are connected to.
+    tls: Option<Tls>,
     next_id: u64,
     closed: bool,
     /// When outcomes were last taken, to be told.
@@ -98,6 +101,7 @@ impl Pool {
             members: Vec::new(),
             departed: Vec::new(),
             view: View::default(),
+            tls: None,
             next_id: 0,
             closed: false,
             taken_at: started,
@@ -118,6 +122,11 @@ impl Pool {
             list_changed: watch::Sender::new(0),
             alarm: Notify::new(),
         })
+    }
+
+    /// Endpoints of lists to come are connected to in this way.
+    pub(crate) fn connect_over(&self, tls: Option<Tls>) {
+        self.state().tls = tls;
     }
 
     /// Time since the pool began, microseconds: the picker's clock.
@@ -349,9 +358,7 @@ impl State {
         for listed in &list.endpoints {
             let held = known.remove(&listed.address);
             // Another incarnation is another process: what was learnt of the old one does not hold for it.
-            let same = |e: &Arc<Endpoint>| {
-                e.incarnation == listed.incarnation || e.incarnation == 0 || listed.incarnation == 0
-            };
+            let same = |e: &Arc<Endpoint>| e.is_meant_by(listed);
             let (kept, replaced) = match held {
                 Some(endpoint) if same(&endpoint) => (Some(endpoint), None),
                 other => (None, other),
@@ -363,7 +370,7 @@ impl State {
                 Some(endpoint) => endpoint,
                 None => {
                     self.next_id += 1;
-                    let Some(endpoint) = Endpoint::new(&listed.address, listed.incarnation, self.next_id) else {
+                    let Some(endpoint) = Endpoint::new(listed, self.tls.as_ref(), self.next_id) else {
                         continue;
                     };
                     if in_use {

@@ -51,7 +51,16 @@ impl Source {
 
     /// The modules this file is within, from the top of its crate: `table`, `judge`. Empty for the root of a crate.
     pub(crate) fn module(&self) -> Vec<String> {
-        let roots = ["src/core/", "src/balancer/", "src/sim/", "src/load/", "src/cli/", "client-sdk/src/", "proto/"];
+        let roots = [
+            "src/core/",
+            "src/tls/",
+            "src/balancer/",
+            "src/sim/",
+            "src/load/",
+            "src/cli/",
+            "client-sdk/src/",
+            "proto/",
+        ];
         let inner = roots.iter().find_map(|root| self.path.strip_prefix(root)).unwrap_or(&self.path);
         let parts: Vec<String> = inner.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
         if ["lib", "main", "build"].contains(&parts[0].as_str()) { Vec::new() } else { parts }

@@ -27,7 +27,7 @@ impl Drop for Folder {
 }
 
 fn identity(locality: &str) -> Identity {
-    Identity { locality: locality.to_owned(), labels: BTreeMap::new() }
+    Identity { locality: locality.to_owned(), labels: BTreeMap::new(), tls: None }
 }
 
 fn cache(folder: &Folder) -> Cache {

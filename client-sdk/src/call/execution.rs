@@ -239,7 +239,7 @@ async fn once(call: &Call<'_>, mut attempt: Attempt, previous: u32) -> Result<An
 fn request_head(call: &Call<'_>, attempt: &Attempt, previous: u32) -> Request<()> {
     let (head, limits) = (call.head, call.limits);
     let mut uri = uri::Parts::default();
-    uri.scheme = Some(uri::Scheme::HTTP);
+    uri.scheme = Some(attempt.endpoint.scheme());
     uri.authority = Some(attempt.endpoint.authority.clone());
     uri.path_and_query = Some(match head.uri.path_and_query() {
         Some(path) => path.clone(),

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Channel, Inner};
 use crate::{
-    Error,
+    Error, Tls,
     advice::Own,
     cache::Cache,
     call::Settings,
@@ -51,6 +51,7 @@ pub struct Builder {
     hedge_budget_percent: Option<u32>,
     endpoint_calls_max: Option<u32>,
     waiting_calls_max: u32,
+    tls: Option<Tls>,
 }
 
 impl Builder {
@@ -63,7 +64,7 @@ impl Builder {
             cache_dir: std::env::var_os(CACHE_DIR_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from),
             cache_age_max: None,
             client_id: None,
-            identity: Identity { locality: String::new(), labels: BTreeMap::new() },
+            identity: Identity { locality: String::new(), labels: BTreeMap::new(), tls: None },
             defaults: Defaults { deadline: Some(Duration::from_secs(15)), stream_idle: None, stream_life: None },
             connect_timeout: Duration::from_secs(1),
             first_list_timeout: Duration::from_secs(2),
@@ -72,6 +73,7 @@ impl Builder {
             hedge_budget_percent: None,
             endpoint_calls_max: None,
             waiting_calls_max: WAITING_MAX,
+            tls: None,
         }
     }
 
@@ -109,6 +111,20 @@ impl Builder {
     /// A label that balancing policies may select by.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.identity.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Endpoints are connected to over TLS, and have to show the name that the list gives them; see [`crate::tls`]. Default:
+    /// plaintext.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Balancers are connected to over TLS, and have to show the host they were named by, or the name that this expects.
+    /// Default: plaintext.
+    pub fn balancer_tls(mut self, tls: Tls) -> Self {
+        self.identity.tls = Some(tls);
         self
     }
 
@@ -253,6 +269,7 @@ impl Builder {
         };
         let client_id = self.client_id.unwrap_or_else(default_client_id);
         let pool = Pool::new(self.service, client_id, self.connect_timeout, rand::random());
+        pool.connect_over(self.tls);
         pool.advice.take_own(own);
         pool.room.set_waiting_max(self.waiting_calls_max);
         let stop = CancellationToken::new();

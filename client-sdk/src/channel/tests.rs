@@ -5,6 +5,8 @@ mod faults;
 #[cfg(feature = "testing")]
 mod outage;
 mod servers;
+#[cfg(all(feature = "testing", feature = "reporter"))]
+mod tls;
 #[cfg(feature = "testing")]
 mod with_balancer;
 

@@ -14,7 +14,7 @@ use super::{
     requests::{self, Requests},
 };
 use crate::{
-    backoff,
+    Tls, backoff, dial,
     error::{cut, flatten},
     pool::Pool,
     resolve::Place,
@@ -93,7 +93,7 @@ pub(super) async fn open(pool: &Arc<Pool>, identity: &Identity, plan: &mut Plan,
 }
 
 async fn attempt(pool: &Arc<Pool>, identity: &Identity, place: Place) -> Result<Opened, Refusal> {
-    let channel = dial(&place).await.map_err(Refusal::unreachable)?;
+    let channel = connect(&place, identity.tls.as_ref()).await.map_err(Refusal::unreachable)?;
     let (requests, outgoing) = requests::queue(pool);
     let greeting = [
         pick_request::Kind::Hello(hello(pool, identity)),
@@ -113,18 +113,15 @@ async fn attempt(pool: &Arc<Pool>, identity: &Identity, place: Place) -> Result<
 }
 
 /// Connects to the place; the peer is addressed by the name that it was configured by.
-async fn dial(place: &Place) -> Result<transport::Channel, String> {
-    let uri = |host: &dyn std::fmt::Display| format!("http://{host}");
-    let name = uri(&place.name).parse().map_err(|error| flatten(&error as &http::uri::InvalidUri))?;
-    let endpoint = transport::Endpoint::from_shared(uri(&place.address))
-        .map_err(|error| flatten(&error))?
-        .origin(name)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_INTERVAL)
-        .keep_alive_while_idle(true);
-    match timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
+async fn connect(place: &Place, tls: Option<&Tls>) -> Result<transport::Channel, String> {
+    let connect = dial::balancer(place, tls, |endpoint| {
+        endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_INTERVAL)
+            .keep_alive_while_idle(true)
+    });
+    match timeout(CONNECT_TIMEOUT, connect).await {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(error)) => Err(flatten(&error)),
         Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}")),

@@ -9,7 +9,7 @@ use super::Reporter;
 use super::balancers::BALANCERS_MAX;
 use super::shared::Shared;
 use crate::resolve::Name;
-use crate::target;
+use crate::{Tls, target};
 
 /// Highest weight a registration may ask for.
 const WEIGHT_MAX: u32 = 10_000;
@@ -52,6 +52,7 @@ pub struct Builder {
     balancers: Vec<String>,
     measure_cpu: bool,
     registration: Registration,
+    tls: Option<Tls>,
 }
 
 impl Builder {
@@ -62,7 +63,7 @@ impl Builder {
             sdk: concat!("lookaside-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
             ..Registration::default()
         };
-        Self { balancers: Vec::new(), measure_cpu: true, registration }
+        Self { balancers: Vec::new(), measure_cpu: true, registration, tls: None }
     }
 
     /// The balancers to report to, `host:port` each; every one of them gets every report. A name stands for all its
@@ -71,6 +72,14 @@ impl Builder {
     #[must_use]
     pub fn balancers<A: AsRef<str>>(mut self, balancers: impl IntoIterator<Item = A>) -> Self {
         self.balancers.extend(balancers.into_iter().map(|balancer| balancer.as_ref().to_owned()));
+        self
+    }
+
+    /// Balancers are connected to over TLS, and have to show the host they were named by, or the name that this expects; see
+    /// [`crate::tls`]. Default: plaintext.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -149,7 +158,8 @@ impl Builder {
         registration.incarnation = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
         let balancers = target::addresses(&self.balancers)?;
         let names = balancers.iter().map(|balancer| Name::new(balancer)).collect();
-        let shared = Shared::new(registration, self.measure_cpu);
+        let mut shared = Shared::new(registration, self.measure_cpu);
+        shared.tls = self.tls;
         Ok(Reporter::start(Arc::new(shared), names).await)
     }
 }

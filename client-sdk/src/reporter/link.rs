@@ -8,7 +8,7 @@ use lookaside_proto::v1::{LoadReport, ReportResponse, reporter_client::ReporterC
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::shared::{Phase, Shared};
@@ -16,6 +16,7 @@ use crate::backoff::{self, Backoff};
 use crate::error::flatten;
 use crate::picker::Rng;
 use crate::resolve::Place;
+use crate::{Tls, dial};
 
 /// Time between reports until a balancer names another.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -79,17 +80,15 @@ pub(super) async fn keep_reporting(shared: Arc<Shared>, place: Place) {
 }
 
 /// Connects to the place; the peer is addressed by the name that it was configured by.
-async fn dial(place: &Place) -> Result<Channel, String> {
-    let name = format!("http://{}", place.name).parse().map_err(|error: http::uri::InvalidUri| flatten(&error))?;
-    let endpoint = Endpoint::from_shared(format!("http://{}", place.address)).map_err(|error| flatten(&error))?;
-    let endpoint = endpoint
-        .origin(name)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(5))
-        .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|error| flatten(&error))
+async fn connect(place: &Place, tls: Option<&Tls>) -> Result<Channel, String> {
+    let connect = dial::balancer(place, tls, |endpoint| {
+        endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
+    });
+    connect.await.map_err(|error| flatten(&error))
 }
 
 enum End {
@@ -120,7 +119,7 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     async fn run(&mut self, place: &Place, phase: &mut watch::Receiver<Phase>) -> End {
-        let channel = match dial(place).await {
+        let channel = match connect(place, self.shared.tls.as_ref()).await {
             Ok(channel) => channel,
             Err(why) => return End::broken(why),
         };

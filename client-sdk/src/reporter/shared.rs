@@ -15,6 +15,7 @@ use super::counters::Counters;
 use super::cpu::Cpu;
 use super::orca::Named;
 use super::overrides::Overrides;
+use crate::Tls;
 
 /// Where the backend is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) registration: Registration,
     pub(crate) counters: Arc<Counters>,
     pub(crate) named: Arc<Named>,
+    /// How balancers are connected to.
+    pub(crate) tls: Option<Tls>,
     started: Instant,
     cpu: Option<Mutex<Cpu>>,
     overrides: Mutex<Overrides>,
@@ -74,6 +77,7 @@ impl Shared {
             registration,
             counters: Arc::new(Counters::new()),
             named: Arc::default(),
+            tls: None,
             started: Instant::now(),
             cpu: measure_cpu.then(|| Mutex::new(Cpu::new())),
             overrides: Mutex::default(),

@@ -14,12 +14,12 @@ use lookaside_proto::demo::{
     EchoRequest, EchoResponse, ExecutionsRequest, ExecutionsResponse, StreamRequest, echo_server,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::Notify,
 };
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, transport::server::Connected};
 
 #[derive(Debug, Default)]
 pub(super) struct Counts {
@@ -130,10 +130,28 @@ impl Backend {
 
     fn serve(listener: TcpListener, max_streams: Option<u32>) -> Self {
         let address = listener.local_addr().unwrap().to_string();
+        Self::serve_incoming(address, TcpListenerStream::new(listener), max_streams)
+    }
+
+    #[cfg(feature = "reporter")]
+    pub(super) async fn over_tls(acceptor: crate::tls::Acceptor) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        Self::serve_incoming(address, crate::tls::incoming(listener, acceptor), None)
+    }
+
+    fn serve_incoming<IO>(
+        address: String,
+        incoming: impl Stream<Item = std::io::Result<IO>> + Send + 'static,
+        max_streams: Option<u32>,
+    ) -> Self
+    where
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
         let counts = Arc::new(Counts::default());
         let stop = Arc::new(Notify::new());
         let (counted, stopped) = (counts.clone(), stop.clone());
-        let incoming = TcpListenerStream::new(listener).inspect(move |_| {
+        let incoming = incoming.inspect(move |_| {
             counted.connections.fetch_add(1, SeqCst);
         });
         let server = tonic::transport::Server::builder()
