@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use lookaside_proto::v1::balancer_server::BalancerServer;
 use lookaside_proto::v1::reporter_server::ReporterServer;
-use lookaside_proto::v1::{Endpoint, EndpointOutcomes, List, Override, Redirect, ServiceError, Version};
+use lookaside_proto::v1::{Endpoint, EndpointOutcomes, List, MethodPolicy, Override, Redirect, ServiceError, Version};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -103,6 +103,11 @@ impl Balancer {
     /// a hash of the content, the mode by NORMAL (EMPTY without endpoints), the policy by `least_load`.
     pub fn set_list(&self, list: List) -> Version {
         self.script.set_list(list)
+    }
+
+    /// Says how calls of a service are made, now and to later subscribers, in place of what was said before.
+    pub fn set_methods(&self, methods: MethodPolicy) {
+        self.script.set_methods(methods);
     }
 
     /// Forgets a service: later subscribers get nothing, as from a balancer that has just started.

@@ -196,13 +196,6 @@ pub(crate) fn annotate_not_retried(headers: &mut HeaderMap, why: NotRetried) {
 
 const MESSAGE: &str = "grpc-message";
 
-/// The words of an answer that is an error, cut to what fits into a message of ours. Escapes stay as they are.
-pub(crate) fn message_of(headers: &HeaderMap) -> String {
-    headers
-        .get(MESSAGE)
-        .map_or_else(String::new, |v| crate::error::cut(String::from_utf8_lossy(v.as_bytes()).into_owned()))
-}
-
 /// Adds words of ours to those of an answer that is an error, as the protocol has them: printable ASCII, all else escaped.
 pub(crate) fn add_to_message(headers: &mut HeaderMap, words: &str) {
     let mut message = headers.get(MESSAGE).map_or_else(Vec::new, |v| v.as_bytes().to_vec());

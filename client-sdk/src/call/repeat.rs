@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
+    error::cut,
     outcome::class_of,
     policy::MethodPolicy,
     why::{self, NotRetried},
@@ -220,12 +221,10 @@ impl<'a> Repeat<'a> {
             Failed::Answer(mut answer) => {
                 answer.attempt.end(class_of(code));
                 let address = answer.attempt.endpoint.address.clone();
-                match why::message_of(answer.response.headers()) {
-                    message if message.is_empty() => {
-                        self.call.trail.failed_at(&address, format_args!("answered {code:?}"));
-                    }
-                    message => self.call.trail.failed_at(&address, format_args!("answered {code:?}, {message}")),
-                }
+                let status = Status::from_header_map(answer.response.headers());
+                let message = cut(status.map_or_else(String::new, |status| status.message().to_owned()));
+                let separator = if message.is_empty() { "" } else { ", " };
+                self.call.trail.failed_at(&address, format_args!("answered {code:?}{separator}{message}"));
             }
             Failed::Status(status) => {
                 let at = why::why(&status).and_then(|why| why.endpoint).unwrap_or_default();
@@ -240,7 +239,7 @@ impl<'a> Repeat<'a> {
             Failed::Answer(mut answer) => {
                 answer.not_retried = Some(not_retried);
                 if self.begun > 1 {
-                    let told = format!(" (not retried: {}){}", not_retried.words(), self.call.trail.told());
+                    let told = format!("; not retried: {}{}", not_retried.words(), self.call.trail.told());
                     why::add_to_message(answer.response.headers_mut(), &told);
                 }
                 Ok(answer)

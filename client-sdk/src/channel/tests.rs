@@ -1,9 +1,14 @@
 //! A channel against real servers on loopback.
 
+mod crowded;
 #[cfg(feature = "testing")]
 mod faults;
+mod hedged;
+mod never_twice;
 #[cfg(feature = "testing")]
 mod outage;
+mod retried;
+mod served;
 mod servers;
 #[cfg(all(feature = "testing", feature = "reporter"))]
 mod tls;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lookaside_proto::v1::{
-    List, ListMode, LoadReport, Override, PickResponse, Policy, Redirect, Registration, ReportResponse, ServiceError,
-    Tick, Version, pick_request, pick_response, policy,
+    List, ListMode, LoadReport, MethodPolicy, Override, PickResponse, Policy, Redirect, Registration, ReportResponse,
+    ServiceError, Tick, Version, pick_request, pick_response, policy,
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
@@ -52,6 +52,7 @@ struct Inner {
     epoch: u64,
     sequence: u64,
     lists: BTreeMap<String, List>,
+    methods: BTreeMap<String, MethodPolicy>,
     errors: BTreeMap<String, ServiceError>,
     overrides: Vec<Override>,
     refusal: Option<(String, String)>,
@@ -77,6 +78,7 @@ impl Script {
             epoch: rand::random(),
             sequence: 0,
             lists: BTreeMap::new(),
+            methods: BTreeMap::new(),
             errors: BTreeMap::new(),
             overrides: Vec::new(),
             refusal: None,
@@ -107,6 +109,13 @@ impl Script {
 
     pub(crate) fn set_list(&self, list: List) -> Version {
         self.change(|inner| inner.set_list(list))
+    }
+
+    pub(crate) fn set_methods(&self, methods: MethodPolicy) {
+        self.change(|inner| {
+            inner.send_to_subscribers(&methods.service, &pick_response::Kind::MethodPolicy(methods.clone()));
+            inner.methods.insert(methods.service.clone(), methods);
+        });
     }
 
     pub(crate) fn forget(&self, service: &str) {
@@ -354,8 +363,12 @@ impl Inner {
         let tick = list.map(|list| self.tick_of(list));
         let list = list.cloned();
         let error = self.errors.get(service).cloned();
+        let methods = self.methods.get(service).cloned();
         let Some(stream) = self.picks.get_mut(&id) else { return };
         stream.subscribed.insert(service.to_owned());
+        if let Some(methods) = methods {
+            stream.send(pick_response::Kind::MethodPolicy(methods));
+        }
         match (error, list, tick) {
             (Some(error), _, _) => stream.send(pick_response::Kind::ServiceError(error)),
             (None, Some(list), Some(tick)) => {

@@ -1,10 +1,11 @@
 //! Backends for tests: a real tonic one, and one that speaks raw HTTP/2 frames to misbehave in exactly one way.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -19,7 +20,7 @@ use tokio::{
     sync::Notify,
 };
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, Streaming, transport::server::Connected};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, transport::server::Connected};
 
 #[derive(Debug, Default)]
 pub(super) struct Counts {
@@ -27,6 +28,14 @@ pub(super) struct Counts {
     pub(super) open: AtomicUsize,
     pub(super) messages: AtomicUsize,
     pub(super) connections: AtomicUsize,
+    /// Most calls that were open at once.
+    pub(super) open_max: AtomicUsize,
+    /// How long unary calls take, milliseconds, beside what they ask for themselves.
+    pub(super) slow_ms: AtomicU64,
+    /// What the next unary calls are answered with, each once.
+    pub(super) answers: Mutex<VecDeque<Status>>,
+    /// The headers of all unary calls.
+    pub(super) seen: Mutex<Vec<MetadataMap>>,
 }
 
 /// Counts a call as open until dropped.
@@ -35,7 +44,7 @@ struct Open(Arc<Counts>);
 impl Open {
     fn new(counts: &Arc<Counts>) -> Self {
         counts.calls.fetch_add(1, SeqCst);
-        counts.open.fetch_add(1, SeqCst);
+        counts.open_max.fetch_max(counts.open.fetch_add(1, SeqCst) + 1, SeqCst);
         Self(counts.clone())
     }
 }
@@ -55,7 +64,12 @@ impl echo_server::Echo for Echo {
     /// The payload says what to do: "wait" never answers, a number is a status code, all else is echoed.
     async fn unary(&self, request: Request<EchoRequest>) -> Result<Response<EchoResponse>, Status> {
         let _open = Open::new(&self.0);
+        self.0.seen.lock().unwrap().push(request.metadata().clone());
+        if let Some(status) = self.0.answers.lock().unwrap().pop_front() {
+            return Err(status);
+        }
         let request = request.into_inner();
+        tokio::time::sleep(Duration::from_millis(self.0.slow_ms.load(SeqCst))).await;
         tokio::time::sleep(Duration::from_millis(request.answer_delay_ms)).await;
         match request.request_id.as_str() {
             "wait" => std::future::pending().await,
@@ -160,6 +174,21 @@ impl Backend {
             .serve_with_incoming_shutdown(incoming, async move { stopped.notified().await });
         tokio::spawn(server);
         Self { address, counts, stop }
+    }
+
+    /// Answers the next unary call with this.
+    pub(super) fn answers(&self, status: Status) {
+        self.counts.answers.lock().unwrap().push_back(status);
+    }
+
+    /// Unary calls that arrived.
+    pub(super) fn seen(&self) -> Vec<MetadataMap> {
+        self.counts.seen.lock().unwrap().clone()
+    }
+
+    /// Takes so long for each unary call from now on.
+    pub(super) fn slow_down(&self, ms: u64) {
+        self.counts.slow_ms.store(ms, SeqCst);
     }
 
     /// Says goodbye in good order: calls in flight finish.
