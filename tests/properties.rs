@@ -4,11 +4,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use lookaside_core::{
-    config::{PolicyKind, ServiceConfig},
+    config::{Configuration, ConfiguredService, PolicyKind, ServiceConfig},
     event::{Action, Backend, CheckOutcome, Event, LoadReport, Outcomes, Override, Scope},
     explain::{Verdict, explain},
     model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, ServiceName, SourceId, Timestamp},
@@ -28,7 +29,7 @@ enum Fact {
     Break(u8),
     Announce(u8),
     Depart(u8),
-    List(BTreeSet<u8>),
+    List(Option<BTreeSet<u8>>),
     SourceTells(u8),
     Check { at: u8, how: u8 },
     ClientsFail(u8),
@@ -47,7 +48,7 @@ fn fact() -> impl Strategy<Value = Fact> {
         1 => at().prop_map(Fact::Break),
         1 => at().prop_map(Fact::Announce),
         1 => at().prop_map(Fact::Depart),
-        2 => prop::collection::btree_set(at(), 0..8).prop_map(Fact::List),
+        3 => prop::option::weighted(0.8, prop::collection::btree_set(at(), 0..8)).prop_map(Fact::List),
         1 => (0..3u8).prop_map(Fact::SourceTells),
         9 => (at(), 0..8u8).prop_map(|(at, how)| Fact::Check { at, how }),
         3 => at().prop_map(Fact::ClientsFail),
@@ -170,15 +171,15 @@ impl World {
             Fact::Break(at) => Event::ReportStreamBroken { backend: backend(*at, 1) },
             Fact::Announce(at) => Event::DrainAnnounced { backend: backend(*at, 1) },
             Fact::Depart(at) => Event::Departed { backend: backend(*at, 1) },
-            Fact::List(named) => Event::EndpointsListed {
-                source,
-                service: service(),
-                endpoints: named.iter().map(|at| spec(*at, 0)).collect(),
-                detail: String::new(),
-            },
             Fact::SourceTells(0) => Event::SourceAwaited { source, service: service() },
             Fact::SourceTells(1) => Event::SourceDropped { source, service: service() },
             Fact::SourceTells(_) => Event::SourceFailed { source, reason: "silence".into() },
+            Fact::List(named) => {
+                let endpoints = named.as_ref().map(|named| named.iter().map(|at| spec(*at, 0)).collect());
+                let (name, config) = (service(), Arc::new(self.config.clone()));
+                let services = vec![ConfiguredService { name, config, endpoints }];
+                Event::Configured { source, configuration: Configuration { services, ..Configuration::default() } }
+            }
             Fact::Check { at, how } => Event::Checked {
                 service: service(),
                 address: address(*at),
@@ -465,7 +466,7 @@ proptest! {
         let list = |left_out: Option<u8>| {
             let mut world = World::new(PolicyKind::RoundRobin);
             let named = (0..ENDPOINTS).filter(|at| Some(*at) != left_out && at % 4 != 3).collect();
-            world.happens(&Fact::List(named));
+            world.happens(&Fact::List(Some(named)));
             world.turn();
             let cohort = Cohort { seed, locality: Locality::unknown() };
             let list = assign(world.service(), &cohort);

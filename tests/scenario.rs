@@ -3,10 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test suite: what cannot be is a failed test")]
 
-use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, sync::Arc, time::Duration};
 
 use lookaside_core::{
-    config::{PolicyKind, ServiceConfig},
+    config::{Configuration, ConfiguredService, PolicyKind, ServiceConfig},
     event::{Action, Backend, CheckOutcome, Event, LoadReport, Outcomes, Override, Scope},
     explain::explain,
     model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, ServiceName, SourceId, Timestamp},
@@ -106,7 +106,17 @@ impl Run {
         let options: BTreeMap<&str, &str> = pairs.iter().map(|pair| pair.split_once('=').unwrap()).collect();
         let all: Vec<String> = names.iter().flat_map(|name| self.expand(name)).collect();
         match verb {
-            "service" => self.configure(&options),
+            "service" => {
+                let config = config(&options);
+                self.event(Event::ServiceConfigured { service: greeter(), config });
+            }
+            // The whole file: with the service and these endpoints, or without the service.
+            "configured" => {
+                let endpoints = all.iter().map(|name| spec(name, &BTreeMap::new())).collect();
+                let config = Arc::new(config(&options));
+                self.configured(vec![ConfiguredService { name: greeter(), config, endpoints: Some(endpoints) }]);
+            }
+            "unconfigured" => self.configured(Vec::new()),
             "wait" => self.wait(duration(names[0]), &[]),
             // Time passes without a turn: the balancer was stopped.
             "away" => self.now = self.now.after(duration(names[0])),
@@ -146,18 +156,9 @@ impl Run {
         }
     }
 
-    fn configure(&mut self, options: &BTreeMap<&str, &str>) {
-        let mut config = ServiceConfig::default();
-        for (key, value) in options {
-            match *key {
-                "policy" => config.policy = PolicyKind::ALL.into_iter().find(|p| p.name() == *value).unwrap(),
-                "prefer_zone" => config.locality.prefer_zone = *value == "yes",
-                "subset" => config.subset_size = value.parse().unwrap(),
-                "slow_start" => config.slow_start = duration(value),
-                other => panic!("service has no option {other}"),
-            }
-        }
-        self.event(Event::ServiceConfigured { service: greeter(), config });
+    fn configured(&mut self, services: Vec<ConfiguredService>) {
+        let configuration = Configuration { defaults: ServiceConfig::default(), services };
+        self.event(Event::Configured { source: source(), configuration });
     }
 
     fn wait(&mut self, duration: Duration, reporting: &[String]) {
@@ -310,6 +311,20 @@ impl Run {
         }
         self.out += &text;
     }
+}
+
+fn config(options: &BTreeMap<&str, &str>) -> ServiceConfig {
+    let mut config = ServiceConfig::default();
+    for (key, value) in options {
+        match *key {
+            "policy" => config.policy = PolicyKind::ALL.into_iter().find(|p| p.name() == *value).unwrap(),
+            "prefer_zone" => config.locality.prefer_zone = *value == "yes",
+            "subset" => config.subset_size = value.parse().unwrap(),
+            "slow_start" => config.slow_start = duration(value),
+            other => panic!("service has no option {other}"),
+        }
+    }
+    config
 }
 
 fn greeter() -> ServiceName {

@@ -20,7 +20,7 @@ use tonic::{Status, service::Routes, transport::server::TcpConnectInfo};
 use tower::Service as _;
 
 use crate::{
-    config::Limits,
+    config::{Limits, Live},
     limits::{
         CONNECTION_WINDOW_BYTES, GOAWAY_WAIT, HANDSHAKES_MAX, HEADER_LIST_BYTES_MAX, REQUEST_WAIT_MAX,
         RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
@@ -82,8 +82,8 @@ impl Connection {
 pub(crate) struct Offer {
     /// Who answers.
     pub(crate) routes: Routes,
-    /// How much a peer may take.
-    pub(crate) limits: Limits,
+    /// How much a peer may take: a connection keeps to what held when it came.
+    pub(crate) live: Live,
     /// The path of the one method whose streams come by the thousand; of all others a connection has a few.
     pub(crate) many: Option<&'static str>,
     /// Cancelled when no more connections are wanted.
@@ -136,7 +136,8 @@ impl Listening {
         // A list is small and waited for.
         stream.set_nodelay(true)?;
         let info = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(peer) };
-        let patience = self.offer.limits.handshake_deadline;
+        let limits = self.offer.live.config().limits;
+        let patience = limits.handshake_deadline;
         let turn = tokio::select! {
             () = self.offer.stop.cancelled() => return Ok(()),
             turn = timeout(patience, self.turn(slot.peer())) => turn,
@@ -165,9 +166,9 @@ impl Listening {
                 return Err(Error::Silent);
             }
         }
-        let vitals = Vitals::new(slot.peer(), self.offer.limits.streams_per_peer, turn);
+        let vitals = Vitals::new(slot.peer(), limits.streams_per_peer, turn);
         // On the heap: who waits for the handshake is to cost little.
-        Box::pin(self.connection(stream, info, vitals, deadline)).await
+        Box::pin(self.connection(stream, info, limits, vitals, deadline)).await
     }
 
     /// Those of one peer wait for each other, and only then for the rest.
@@ -181,10 +182,10 @@ impl Listening {
         &self,
         io: I,
         info: TcpConnectInfo,
+        limits: Limits,
         vitals: Arc<Vitals>,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let limits = &self.offer.limits;
         let io = TokioIo::new(Meter::new(io, limits.streams_per_connection));
         let this = Connection { leave: self.offer.stop.child_token() };
         let leave = this.leave.clone();
@@ -194,7 +195,7 @@ impl Listening {
             let answer = self.answer(request, &vitals, &this);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let mut served = pin!(builder(limits).serve_connection(io, service));
+        let mut served = pin!(builder(&limits).serve_connection(io, service));
         // Within 10 % either way, so that connections made together do not come back together.
         let age = limits.connection_age.mul_f64(rand::random_range(0.9..1.1));
         tokio::select! {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, service::interceptor::InterceptedService};
 
 use crate::{
-    config::Listen,
+    config::{Listen, Live},
     convert::{self, refused},
     driver::Handle,
     frontend::clients::Clients,
@@ -34,6 +34,8 @@ pub(crate) struct Parts {
     pub(crate) clients: Arc<Clients>,
     /// Identity of this replica.
     pub(crate) node: String,
+    /// The configuration in force.
+    pub(crate) live: Live,
     /// Where it listens.
     pub(crate) addresses: Listen,
     /// Report streams open.

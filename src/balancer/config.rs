@@ -1,9 +1,10 @@
 //! What a balancer is told at its start: one YAML file, or nothing. Every default lives here (those of services come
 //! from the core); unknown keys are refused and all mistakes are listed at once, with their places. Refuses to act:
-//! sockets, files and services are opened by others. The file is read once, at the start.
+//! sockets and services are opened by others, and when to read the file again is theirs to say.
 
 use std::{
     fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::Read as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -18,10 +19,12 @@ use lookaside_core::{
 };
 
 mod file;
+mod live;
 mod problem;
 mod tree;
 mod value;
 
+pub(crate) use live::{InForce, Live, Refused};
 pub use problem::{Code, Error, Location, Problem};
 pub use value::Network;
 
@@ -51,24 +54,34 @@ pub struct Config {
 pub struct Origin {
     /// Which file.
     pub path: PathBuf,
+    /// Of its text.
+    pub(crate) digest: u64,
     /// Of the file; flags may say otherwise.
     listen: Listen,
     node: Node,
     data_dir: Option<PathBuf>,
+    limits: Limits,
 }
 
 impl Origin {
-    fn new(path: &Path, config: &Config) -> Self {
-        let Config { listen, node, data_dir, .. } = config.clone();
-        Self { path: path.to_owned(), listen, node, data_dir }
+    fn new(path: &Path, digest: u64, config: &Config) -> Self {
+        let Config { listen, node, data_dir, limits, .. } = config.clone();
+        Self { path: path.to_owned(), digest, listen, node, data_dir, limits }
     }
 
-    /// Reads the file again, for a balancer that runs.
-    ///
-    /// # Errors
-    /// As [`Config::load`]; also when the file changes what needs a restart.
-    pub fn read_again(&self) -> Result<Config, Error> {
-        Config::read(&self.path, Some(self))
+    /// Reads the file again, for a balancer that runs: its digest, and what it says. `None` when its digest is still this
+    /// one.
+    pub(crate) fn read_again(&self, same: Option<u64>) -> Option<(u64, Result<Config, Error>)> {
+        let text = read(&self.path);
+        let digest = digest(&text);
+        if same == Some(digest) {
+            return None;
+        }
+        // Whoever writes in place begins with nothing, and nothing is a valid file at a start.
+        let text = text.and_then(|text| {
+            if text.trim().is_empty() { Err("the file is empty; half written?".to_owned()) } else { Ok(text) }
+        });
+        Some((digest, Config::understand(&self.path, text, Some(self))))
     }
 }
 
@@ -185,16 +198,17 @@ impl Config {
     /// # Errors
     /// [`Error`] names the file, the line, the column and the reason; nothing of a file with a mistake is used.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        Self::read(path, None)
+        Self::understand(path, read(path), None)
     }
 
-    fn read(path: &Path, running: Option<&Origin>) -> Result<Self, Error> {
+    fn understand(path: &Path, text: Result<String, String>, running: Option<&Origin>) -> Result<Self, Error> {
         let name = path.display().to_string();
-        let text = read(path).map_err(|reason| {
+        let digest = digest(&text);
+        let text = text.map_err(|reason| {
             Error::new(&name, "", vec![Problem::new(Location::default(), Code::Unreadable, reason)])
         })?;
         let config = file::parse(&name, &text, running)?;
-        Ok(Self { origin: Some(Origin::new(path, &config)), ..config })
+        Ok(Self { origin: Some(Origin::new(path, digest, &config)), ..config })
     }
 
     /// Reads a text; `path` is what errors call it.
@@ -215,6 +229,13 @@ fn read(path: &Path) -> Result<String, String> {
         return Err(format!("larger than {} MiB", CONFIG_FILE_BYTES_MAX >> 20));
     }
     String::from_utf8(bytes).map_err(|error| format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to()))
+}
+
+/// Tells one text from another, within one process.
+fn digest(text: &Result<String, String>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The host's own name, where the system tells it in a file.

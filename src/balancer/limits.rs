@@ -52,6 +52,16 @@ pub(crate) const SNAPSHOT_FILE_BYTES_MAX: u64 = 256 << 20;
 pub(crate) const SAVE_PAUSE_MIN: Duration = Duration::from_secs(1);
 pub(crate) const SAVE_PAUSE_TIMES: u32 = 10;
 
+/// Mistakes of a refused configuration that are logged and shown in the status; `lookaside validate` has the others.
+pub(crate) const REFUSED_REASONS_MAX: usize = 10;
+
+/// How often the configuration file is looked at though nobody said that it changed.
+pub(crate) const CONFIG_LOOK_PERIOD: Duration = Duration::from_secs(5);
+
+/// So long nothing must happen to the file before it is read: whoever writes it may not be done. But not for ever.
+pub(crate) const CONFIG_QUIET: Duration = Duration::from_millis(100);
+pub(crate) const CONFIG_QUIET_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// What a peer may have sent on one stream before we have read it. Our messages are small.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 

@@ -19,7 +19,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     accept::{self, Acceptor, Offer},
     admin,
-    config::{Config, Listen},
+    config::{Config, Listen, Live},
     driver::{self, Handle},
     frontend::{
         clients::Clients,
@@ -95,10 +95,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
 
     let (driver, driving) = start_driver(&config, &tokens, &rooms);
     let source = SourceId::parse("file").expect("a name without white space");
+    let (in_force, live) = Live::start(config.clone(), driver::unix_ms());
+    let file = File::new(source, in_force);
     // Before anybody can ask, so that what is configured is never unknown.
-    File::new(source, config.services.clone()).follow(driver.clone(), tokens.stop.clone()).await;
+    file.begin(&driver).await;
     // Every source there is has said by now what it will speak of.
     driver.tell(Event::SourcesNamed).await;
+    rooms.spawn(file.follow(driver.clone(), tokens.stop.clone()));
     let mut vital = JoinSet::new();
     vital.spawn(probe::run(driver.clone(), config.limits.checks_at_once, tokens.stop.clone()));
     let cohorts = Arc::new(Cohorts::new(driver.clone()));
@@ -109,7 +112,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     for name in HEALTH_NAMES {
         health.set_service_status(name, ServingStatus::Serving).await;
     }
-    let reports = reports(&config, addresses, &driver, &clients, &tokens);
+    let reports = reports(&live, addresses, &driver, &clients, &tokens);
     let report_streams = reports.streams();
     let shared =
         Shared { driver: driver.clone(), cohorts, clients: Arc::clone(&clients), draining: tokens.draining.clone() };
@@ -118,6 +121,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
         driver: driver.clone(),
         clients: Arc::clone(&clients),
         node: config.node.id.clone(),
+        live: live.clone(),
         addresses,
         report_streams: Box::new(move || report_streams.open()),
         draining: tokens.draining.clone(),
@@ -130,7 +134,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
         [("client", client, picks, Some(pick::METHOD)), ("admin", admin, orders, None)]
     {
         let acceptor = Acceptor::new(name, listener, limits.connections, limits.connections_per_peer);
-        let offer = Offer { routes: routes.prepare(), limits, many, stop: tokens.leave.clone() };
+        let offer = Offer { routes: routes.prepare(), live: live.clone(), many, stop: tokens.leave.clone() };
         listeners.spawn(accept::serve(acceptor, offer));
     }
     listeners.close();
@@ -219,17 +223,13 @@ fn start_driver(config: &Config, tokens: &Tokens, rooms: &TaskTracker) -> (Handl
 }
 
 fn reports(
-    config: &Config,
+    live: &Live,
     addresses: Listen,
     driver: &Handle,
     clients: &Arc<Clients>,
     tokens: &Tokens,
 ) -> report::Service {
-    let rules = report::Rules {
-        registration: config.registration.clone(),
-        own: vec![addresses.client, addresses.admin, addresses.metrics],
-        stream_age: config.limits.connection_age,
-    };
+    let rules = report::Rules { live: live.clone(), own: vec![addresses.client, addresses.admin, addresses.metrics] };
     let changed = clients.changed();
     let clients = Arc::clone(clients);
     let holders = Holders { holds: Arc::new(move |service, address| clients.holds(service, address)), changed };

@@ -38,6 +38,9 @@ macro_rules! declare {
 declare! {
     BUILD_INFO Gauge Count "lookaside_build_info" "1, with the version";
     RUNTIME_LAG_SECONDS Gauge Seconds "lookaside_runtime_lag_seconds" "How late a timer of the balancer fires at worst, over the last five seconds";
+    CONFIG_RELOADS_TOTAL Counter Count "lookaside_config_reloads_total" "Times that a changed configuration was read, by result (applied, refused)";
+    CONFIG_RELOAD_FAILED Gauge Count "lookaside_config_reload_failed" "1 while the configuration file is refused and the last good one holds";
+    CONFIG_APPLIED_TIMESTAMP_SECONDS Gauge Seconds "lookaside_config_applied_timestamp_seconds" "When the configuration in force was applied, seconds since 1970";
     CONNECTIONS Gauge Count "lookaside_connections" "Connections open, by listener";
     CONNECTIONS_REFUSED_TOTAL Counter Count "lookaside_connections_refused_total" "Connections closed before their time, by listener and reason (cap, peer_cap, file_descriptors, handshakes, preface, preface_deadline, first_request_deadline, flood)";
     ENDPOINTS Gauge Count "lookaside_endpoints" "Endpoints known, by service and state";

@@ -15,7 +15,7 @@ use tonic::{service::Routes, transport::Channel};
 
 use crate::{
     accept::{self, Acceptor, Offer},
-    config::Limits,
+    config::{Config, Limits, Live},
     driver::{self, Handle},
     frontend::pick,
 };
@@ -91,7 +91,8 @@ pub(crate) async fn serve(routes: Routes, limits: Limits, stop: &CancellationTok
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = Acceptor::new("test", listener, limits.connections, limits.connections_per_peer);
-    let offer = Offer { routes, limits, many: Some(pick::METHOD), stop: stop.clone() };
+    let live = Live::fixed(Config { limits, ..Config::default() });
+    let offer = Offer { routes, live, many: Some(pick::METHOD), stop: stop.clone() };
     tokio::spawn(accept::serve(acceptor, offer));
     address
 }

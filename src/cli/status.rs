@@ -30,6 +30,19 @@ struct Overview {
     report_streams: u32,
     sources: Vec<Source>,
     data: Vec<DataFile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config: Option<Configuration>,
+}
+
+/// The configuration file, where there is one.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Configuration {
+    file: String,
+    applied_ms_ago: u64,
+    refused: bool,
+    refused_ms_ago: u64,
+    problems: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -107,12 +120,23 @@ fn split(status: v1::Status) -> (Overview, Vec<Service>) {
         report_streams: status.report_streams,
         sources,
         data,
+        config: status.config.map(|config| Configuration {
+            file: config.file,
+            applied_ms_ago: config.applied_ms_ago,
+            refused: config.refused,
+            refused_ms_ago: config.refused_ms_ago,
+            problems: config.problems,
+        }),
     };
     (overview, status.services.into_iter().map(Service::new).collect())
 }
 
 fn screen(status: &v1::Status) -> String {
     let mut lines = vec![headline(status), totals(status)];
+    if let Some(config) = &status.config {
+        lines.push(configuration(config));
+        lines.extend(config.problems.iter().map(|problem| format!("!   {problem}")));
+    }
     for source in &status.sources {
         let mark = if source.stale { "! " } else { "  " };
         let detail = if source.detail.is_empty() { String::new() } else { format!(": {}", source.detail) };
@@ -156,6 +180,14 @@ fn screen(status: &v1::Status) -> String {
     }
     // Every line may carry words of a peer.
     lines.iter().flat_map(|line| line.lines()).map(output::clean).collect::<Vec<_>>().join("\n")
+}
+
+fn configuration(config: &v1::ConfigStatus) -> String {
+    if config.refused {
+        let (refused, applied) = (age(config.refused_ms_ago), age(config.applied_ms_ago));
+        return format!("! config {}   REFUSED {refused} ago, the last good one of {applied} ago holds", config.file);
+    }
+    format!("  config {}   applied {} ago", config.file, age(config.applied_ms_ago))
 }
 
 fn headline(status: &v1::Status) -> String {
@@ -244,12 +276,21 @@ mod tests {
                 refused: "/d/snapshot.jsonl: it is damaged".to_owned(),
                 ..v1::DataFile::default()
             }],
+            config: Some(v1::ConfigStatus {
+                file: "lb.yaml".to_owned(),
+                applied_ms_ago: 95_000,
+                refused: true,
+                refused_ms_ago: 2_000,
+                problems: vec!["lb.yaml:3:5: LKS0103: unknown key `leese`".to_owned()],
+            }),
             ..v1::Status::default()
         };
         assert_eq!(
             screen(&status),
             "lookaside lb-0 0.1.0   up 3d4h   clients at 127.0.0.1:7400\n\
              SERVICES 1 PANIC  1 DEGRADED  1 SETTLING  1 OK   ENDPOINTS 25 eligible of 32   PICK STREAMS 12 (11 synced)   REPORT STREAMS 24\n\
+             ! config lb.yaml   REFUSED 2.0s ago, the last good one of 95s ago holds\n\
+             !   lb.yaml:3:5: LKS0103: unknown key `leese`\n\
              ! source file   8 endpoints   last answer 95s ago   STALE, its last answer still holds: line 3: unknown key\n\
              ! snapshot of the last start not used: /d/snapshot.jsonl: it is damaged\n\
              ! snapshot not kept on disk: /d/snapshot.jsonl: No space left on device\n   \

@@ -1,13 +1,35 @@
 //! How a service is to be balanced: values that the configuration gives, and their defaults. Where they come from is not
 //! known here.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+use crate::model::{EndpointSpec, ServiceName};
 
 mod call;
 
 pub use call::{ATTEMPTS_MAX, CallConfig, MethodPath, MethodRule, NotAPath, RetryCode};
+
+/// A configuration as a source of services: all that it names.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Configuration {
+    /// How services are balanced that it does not name.
+    pub defaults: ServiceConfig,
+    /// Each named once.
+    pub services: Vec<ConfiguredService>,
+}
+
+/// A service that a configuration names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConfiguredService {
+    /// What clients ask for.
+    pub name: ServiceName,
+    /// How it is balanced.
+    pub config: Arc<ServiceConfig>,
+    /// Who serves it; `None` leaves that to others, an empty list says nobody does.
+    pub endpoints: Option<Vec<EndpointSpec>>,
+}
 
 /// How a service is balanced. The values of the default are the defaults of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,14 +3,21 @@
 use std::time::Duration;
 
 use crate::{
-    config::ServiceConfig,
+    config::{Configuration, ServiceConfig},
     model::{Address, ClientId, EndpointSpec, Locality, ServiceName, SourceId},
 };
 
 /// A fact.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The configuration names a service and how it is to be balanced.
+    /// A configuration was read, whole: of what it does not name, it says that nobody configures or lists it.
+    Configured {
+        /// Who read it.
+        source: SourceId,
+        /// What it says.
+        configuration: Configuration,
+    },
+    /// A service is to be balanced in a way of its own, whatever else is configured.
     ServiceConfigured {
         /// Which.
         service: ServiceName,

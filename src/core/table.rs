@@ -16,6 +16,7 @@ use crate::{
     snapshot::{Mode, ServiceSnapshot, Snapshot, SourceSnapshot, State},
 };
 
+mod configured;
 mod endpoint;
 mod health;
 mod invariant;
@@ -101,11 +102,11 @@ impl Table {
     pub fn apply(&mut self, event: Event, now: Timestamp) -> Result<(), Refusal> {
         self.notice_absence(now);
         match event {
+            Event::Configured { source, configuration } => self.configured(&source, configuration, now)?,
             Event::ServiceConfigured { service, config } => {
                 let service = self.make(&service, now)?;
                 service.configured = true;
-                service.config = Arc::new(config);
-                service.urgent = true;
+                service.configure(&Arc::new(config));
             }
             Event::SourceAwaited { source, service } => {
                 self.make(&service, now)?.awaits(source.clone());
@@ -213,7 +214,7 @@ impl Table {
                 changed = true;
             }
         }
-        changed |= self.forget() || (now >= self.settled_at && self.published.is_settling());
+        changed |= self.forget(now) || (now >= self.settled_at && self.published.is_settling());
         if !changed {
             return None;
         }
@@ -288,10 +289,13 @@ impl Table {
 
     /// A service that nobody configures, lists or registers for any more is forgotten, once all have left it by their own
     /// word. Its overrides stay.
-    fn forget(&mut self) -> bool {
+    fn forget(&mut self, now: Timestamp) -> bool {
         let before = self.services.len();
         self.services.retain(|name, service| {
-            let keep = service.configured || !service.endpoints.is_empty() || service.is_followed();
+            let keep = service.configured
+                || !service.endpoints.is_empty()
+                || service.is_followed()
+                || service.says_farewell(now);
             if !keep {
                 self.broken.remove(name);
             }

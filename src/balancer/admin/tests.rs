@@ -10,6 +10,7 @@ use tonic_types::StatusExt as _;
 
 use super::*;
 use crate::{
+    config::Config,
     frontend::{
         clients::{Session, Who},
         cohorts::List,
@@ -39,6 +40,7 @@ async fn balancer() -> Balancer {
         driver: driver.clone(),
         clients: Arc::clone(&clients),
         node: "lb-0".to_owned(),
+        live: Live::fixed(Config::default()),
         addresses: Listen { client: any, admin: any, metrics: any },
         report_streams: Box::new(|| 3),
         draining: CancellationToken::new(),

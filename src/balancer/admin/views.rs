@@ -12,7 +12,9 @@ use lookaside_proto::v1;
 
 use super::Parts;
 use crate::{
+    config::InForce,
     convert::{self, millis},
+    driver::unix_ms,
     frontend::clients::{Standing, View},
     store::FileState,
 };
@@ -39,6 +41,7 @@ pub(super) fn status(parts: &Parts) -> v1::Status {
         sources: sources(&snapshot, now),
         draining: parts.draining.is_cancelled(),
         data: parts.driver.files().into_iter().map(data_file).collect(),
+        config: configuration(&parts.live.in_force()),
     }
 }
 
@@ -52,6 +55,19 @@ fn data_file(file: FileState) -> v1::DataFile {
         bytes: file.bytes,
         refused: file.refused,
     }
+}
+
+/// Where the balancer was started with a file: how that stands.
+fn configuration(in_force: &InForce) -> Option<v1::ConfigStatus> {
+    let origin = in_force.config.origin.as_ref()?;
+    let ago = |then: u64| unix_ms().saturating_sub(then);
+    Some(v1::ConfigStatus {
+        file: origin.path.display().to_string(),
+        applied_ms_ago: ago(in_force.since_unix_ms),
+        refused: in_force.refused.is_some(),
+        refused_ms_ago: in_force.refused.as_ref().map_or(0, |refused| ago(refused.at_unix_ms)),
+        problems: in_force.refused.as_ref().map(|refused| refused.reasons.clone()).unwrap_or_default(),
+    })
 }
 
 fn sources(snapshot: &Snapshot, now: Timestamp) -> Vec<v1::SourceStatus> {

@@ -14,6 +14,7 @@ use super::{
 
 mod call;
 mod limits;
+mod restart;
 mod service;
 
 use limits::LimitsForm;
@@ -138,33 +139,9 @@ impl Form {
             origin: None,
         };
         if let Some(running) = running {
-            self.check_restart(&config, running, problems);
+            restart::check(&self, &config, running, problems);
         }
         config
-    }
-
-    /// What a balancer was started with, it keeps: its addresses are known, and its name signs words that are kept.
-    fn check_restart(&self, config: &Config, running: &Origin, problems: &mut Problems) {
-        let place = |at: Option<Location>| at.unwrap_or_default();
-        let dir = |dir: &Option<PathBuf>| dir.as_ref().map_or("none".to_owned(), |dir| dir.display().to_string());
-        let (listen, old) = (&config.listen, &running.listen);
-        let client = self.listen.client.as_ref().map(|s| s.referenced);
-        let admin = self.listen.admin.as_ref().map(|s| s.referenced);
-        let metrics = self.listen.metrics.as_ref().map(|s| s.referenced);
-        let node = self.node.id.as_ref().map(|s| s.referenced);
-        let data_dir = self.data_dir.as_ref().map(|s| s.referenced);
-        for (key, at, old, new) in [
-            ("listen.client", client, old.client.to_string(), listen.client.to_string()),
-            ("listen.admin", admin, old.admin.to_string(), listen.admin.to_string()),
-            ("listen.metrics", metrics, old.metrics.to_string(), listen.metrics.to_string()),
-            ("node.id", node, running.node.id.clone(), config.node.id.clone()),
-            ("data_dir", data_dir, dir(&running.data_dir), dir(&config.data_dir)),
-        ] {
-            if old != new {
-                let reason = format!("{key} is now {new} and was {old}: that needs a restart of the balancer");
-                problems.add(place(at), Code::NeedsRestart, reason);
-            }
-        }
     }
 }
 

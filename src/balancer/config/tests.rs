@@ -27,8 +27,8 @@ fn every_code_has_a_file_that_shows_it() {
         let path = folder.join(format!("{name}.yaml"));
         assert!(path.exists(), "{name} ({code:?}) has no file {}", path.display());
         // What a running balancer cannot change is wrong only for one that runs: here, one with the defaults.
-        let running = (code == Code::NeedsRestart).then(|| Origin::new(&path, &Config::default()));
-        let mut error = Config::read(&path, running.as_ref()).expect_err(name);
+        let running = (code == Code::NeedsRestart).then(|| Origin::new(&path, 0, &Config::default()));
+        let mut error = Config::understand(&path, read(&path), running.as_ref()).expect_err(name);
         assert!(error.problems.iter().all(|problem| problem.code == code), "{error}");
         error.path = format!("{name}.yaml");
         let told = folder.join(format!("{name}.txt"));

@@ -239,11 +239,12 @@ async fn a_stopped_driver_answers_everybody() {
 
 #[tokio::test(start_paused = true)]
 async fn the_file_tells_its_services_and_their_endpoints() {
-    use crate::source::{Source as _, file::File};
+    use crate::{config::Live, source::file::File};
     let text = "services: [{name: s, lease: 20s, endpoints: ['10.0.0.1:1']}, {name: t}]";
     let config = crate::config::Config::parse("f", text).unwrap();
-    let (handle, stop) = begin(Vec::new(), None);
-    File::new(SourceId::parse("file").unwrap(), config.services).follow(handle.clone(), stop).await;
+    let (handle, _stop) = begin(Vec::new(), None);
+    let (in_force, _live) = Live::start(config, 0);
+    File::new(SourceId::parse("file").unwrap(), in_force).begin(&handle).await;
     let snapshot = until(&handle, |s| s.services.len() == 2).await;
     assert!(endpoint(&snapshot, 1).is_some());
     assert!(!snapshot.services[&service()].settling, "a full answer ends settling");

@@ -8,7 +8,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use dashmap::DashMap;
@@ -19,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{config::Registration, convert, driver::Handle, limits::REPORT_BYTES_MAX, signal::Holders, telemetry};
+use crate::{config::Live, convert, driver::Handle, limits::REPORT_BYTES_MAX, signal::Holders, telemetry};
 
 mod mailbox;
 mod parse;
@@ -28,12 +27,11 @@ mod stream;
 /// Who may register what.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
-    /// As configured.
-    pub(crate) registration: Registration,
+    /// As configured now: rules for registration, and the life of a stream, within 10 % either way: then it ends in good
+    /// order, and the backend comes back, to any replica.
+    pub(crate) live: Live,
     /// Where the balancer itself listens: nobody may register that.
     pub(crate) own: Vec<SocketAddr>,
-    /// Life of a stream, within 10 % either way: then it ends in good order, and the backend comes back, to any replica.
-    pub(crate) stream_age: Duration,
 }
 
 /// The report streams that are open, and which of them speaks for which backend.
@@ -133,7 +131,7 @@ impl reporter_server::Reporter for Service {
         if self.draining.is_cancelled() {
             return Err(convert::refused(Unavailable, "BALANCER_DRAINING", "the balancer is draining", &[]));
         }
-        if !self.rules.registration.enabled {
+        if !self.rules.live.config().registration.enabled {
             let words = "backends may not register themselves here";
             return Err(convert::refused(PermissionDenied, "REGISTRATION_DISABLED", words, &[]));
         }

@@ -16,7 +16,6 @@ use super::{
 use crate::{
     config::{PolicyKind, ServiceConfig},
     event::{Backend, CheckOutcome, LoadReport, Outcomes},
-    limits::ENDPOINTS_PER_SERVICE_MAX,
     model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp},
     snapshot::ServiceSnapshot,
 };
@@ -51,6 +50,8 @@ pub(super) struct Service {
     /// Those of them that have not answered since the balancer started, and of these the ones that nobody has named yet.
     pub(super) unheard: BTreeSet<SourceId>,
     pub(super) unnamed: BTreeSet<SourceId>,
+    /// A source that had spoken for it no longer does.
+    pub(super) disowned: bool,
     pub(super) judge: Judge,
     /// Until then backends that registered before the balancer started may still turn up.
     settled_at: Timestamp,
@@ -80,6 +81,7 @@ impl Service {
             silent: BTreeSet::new(),
             unheard: BTreeSet::new(),
             unnamed: BTreeSet::new(),
+            disowned: false,
             judge: Judge::default(),
             settled_at,
             restored: false,
@@ -156,8 +158,7 @@ impl Service {
                 return Err(Refusal::ListedTwice { service: self.name.clone(), address: spec.address.clone() });
             }
         }
-        let total = named.len() + self.endpoints.keys().filter(|a| !named.contains(a)).count();
-        self.room(total)?;
+        self.has_room_for(&named.iter().collect())?;
         for spec in specs {
             let newcomer = self.is_serving_without(&spec.address, now);
             let endpoint = self
@@ -203,6 +204,7 @@ impl Service {
         self.silent.remove(source);
         self.unheard.remove(source);
         self.unnamed.remove(source);
+        self.disowned = true;
         self.urgent = true;
     }
 
@@ -238,7 +240,7 @@ impl Service {
         let newcomer = self.is_serving_without(&address, now);
         match self.endpoints.get_mut(&address) {
             None => {
-                self.room(self.endpoints.len() + 1)?;
+                Self::room(&self.name, self.endpoints.len() + 1)?;
                 self.endpoints.insert(address.clone(), Endpoint::new(spec, newcomer, now));
             }
             Some(held) if held.spec.incarnation != spec.incarnation => held.restart(spec, newcomer, now),
@@ -256,13 +258,6 @@ impl Service {
         }
         self.urgent = true;
         Ok(())
-    }
-
-    fn room(&self, endpoints: usize) -> Result<(), Refusal> {
-        if endpoints <= ENDPOINTS_PER_SERVICE_MAX {
-            return Ok(());
-        }
-        Err(Refusal::TooManyEndpoints { service: self.name.clone(), endpoints, max: ENDPOINTS_PER_SERVICE_MAX })
     }
 
     /// The registered endpoint that a backend speaks for.

@@ -13,8 +13,8 @@ use crate::config::{
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct LimitsForm {
-    connections: Maybe<usize>,
-    connections_per_peer: Maybe<usize>,
+    pub(super) connections: Maybe<usize>,
+    pub(super) connections_per_peer: Maybe<usize>,
     streams_per_connection: Maybe<u32>,
     streams_per_peer: Maybe<usize>,
     connection_age: Maybe<Span>,
@@ -23,7 +23,7 @@ pub(super) struct LimitsForm {
     handshake_deadline: Maybe<Span>,
     keepalive_interval: Maybe<Span>,
     keepalive_timeout: Maybe<Span>,
-    checks_at_once: Maybe<usize>,
+    pub(super) checks_at_once: Maybe<usize>,
     drain_deadline: Maybe<Span>,
 }
 

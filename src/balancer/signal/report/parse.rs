@@ -80,10 +80,12 @@ fn at_most(reason: &'static str, what: &str, value: u32, max: u32) -> Result<(),
 /// Whether this peer may register this address. A backend could otherwise send all clients of a service to a third
 /// party, to a cloud's metadata service, or back to the balancer.
 fn allowed(address: &Address, rules: &Rules, peer: Peer) -> Result<(), Status> {
+    let config = rules.live.config();
+    let registration = &config.registration;
     let sent = [("address", address.as_str())];
     let refused = |code, reason, words: String| Err(convert::refused(code, reason, words, &sent));
     let Ok(ip) = address.host().parse::<IpAddr>() else {
-        if rules.registration.allow_foreign_addresses {
+        if registration.allow_foreign_addresses {
             return Ok(());
         }
         let words = format!("{address} is a host name; only IP addresses can be checked against the connection");
@@ -100,7 +102,6 @@ fn allowed(address: &Address, rules: &Rules, peer: Peer) -> Result<(), Status> {
     if rules.own.iter().any(|own| is_own(*own, ip, address, peer)) {
         return refused(InvalidArgument, "ENDPOINT_IS_BALANCER", format!("{address} is where the balancer listens"));
     }
-    let registration = &rules.registration;
     let is_allowed = registration.allow_foreign_addresses || registration.allow.iter().any(|n| n.contains(ip));
     if ip != peer.ip && !is_allowed {
         let words = format!("{address} is not the address that the backend connects from ({})", peer.ip);

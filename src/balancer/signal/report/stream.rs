@@ -104,7 +104,7 @@ impl Stream {
     async fn act(&mut self, mailbox: &Mailbox, out: &Out, draining: &CancellationToken) -> Over {
         let mut snapshots = self.driver.snapshots();
         let mut holders_changed = self.holders.changed.clone();
-        let age = self.rules.stream_age.mul_f64(rand::random_range(0.9..1.1));
+        let age = self.rules.live.config().limits.connection_age.mul_f64(rand::random_range(0.9..1.1));
         let old_at = Instant::now() + age;
         let mut next_take = Instant::now();
         let mut next_look = Instant::now();

@@ -1,6 +1,7 @@
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use lookaside_core::{
@@ -16,6 +17,7 @@ use tonic_types::StatusExt as _;
 
 use super::*;
 use crate::{
+    config::{Config, Limits},
     signal::testing::{Server, service, start_driver, until_endpoint},
     testing::PATIENCE,
 };
@@ -43,7 +45,8 @@ impl World {
         let holds = Arc::clone(&is_held);
         let holders = Holders { holds: Arc::new(move |_, _| holds.load(Ordering::SeqCst)), changed };
         let draining = CancellationToken::new();
-        let rules = Rules { registration: Registration::default(), own: Vec::new(), stream_age };
+        let limits = Limits { connection_age: stream_age, ..Limits::default() };
+        let rules = Rules { live: Live::fixed(Config { limits, ..Config::default() }), own: Vec::new() };
         let reporter = Service::new(driver.clone(), rules, holders, draining.clone());
         let streams = reporter.streams();
         let server = Server::start(Routes::new(reporter.into_server())).await;

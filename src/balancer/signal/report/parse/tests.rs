@@ -2,11 +2,14 @@ use super::*;
 use crate::config;
 
 fn rules() -> Rules {
-    Rules {
-        registration: config::Registration::default(),
-        own: vec!["0.0.0.0:7400".parse().unwrap(), "127.0.0.1:7401".parse().unwrap()],
-        stream_age: std::time::Duration::from_secs(1),
-    }
+    rules_of("{}")
+}
+
+/// As a balancer with this configuration has them.
+fn rules_of(text: &str) -> Rules {
+    let config = config::Config::parse("f", text).unwrap();
+    let own = vec!["0.0.0.0:7400".parse().unwrap(), "127.0.0.1:7401".parse().unwrap()];
+    Rules { live: config::Live::fixed(config), own }
 }
 
 fn peer(ip: &str) -> Peer {
@@ -53,12 +56,10 @@ fn a_backend_registers_the_address_it_connects_from_and_no_other() {
 
 #[test]
 fn what_the_configuration_allows_is_allowed() {
-    let mut rules = rules();
-    rules.registration.allow =
-        config::Config::parse("f", "registration: { allow: [10.1.0.0/16] }").unwrap().registration.allow;
+    let rules = rules_of("registration: { allow: [10.1.0.0/16] }");
     assert!(registration(&wire("10.1.2.3:80"), &rules, peer("10.0.0.1")).is_ok());
     assert_eq!(reason(registration(&wire("10.2.2.3:80"), &rules, peer("10.0.0.1"))), "ENDPOINT_FOREIGN_ADDRESS");
-    rules.registration.allow_foreign_addresses = true;
+    let rules = rules_of("registration: { allow_foreign_addresses: true }");
     assert!(registration(&wire("10.2.2.3:80"), &rules, peer("10.0.0.1")).is_ok());
     assert!(registration(&wire("backend.example:80"), &rules, peer("10.0.0.1")).is_ok());
     let metadata_service = registration(&wire("169.254.169.254:80"), &rules, peer("10.0.0.1"));
