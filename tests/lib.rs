@@ -5,8 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "for tests alone: what cannot be is a failed test")]
 
+#[path = "harness/follower.rs"]
+mod follower;
 #[path = "harness/process.rs"]
 mod process;
+#[path = "harness/relay.rs"]
+mod relay;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,8 +24,10 @@ use lookaside_proto::{
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+pub use follower::{Follower, Held};
 pub use nix::sys::signal::Signal;
-pub use process::{Output, PROCESS_MAX, Process, TemporaryFile, binary, cli, nowhere};
+pub use process::{Output, PROCESS_MAX, Process, TemporaryDirectory, TemporaryFile, binary, cli, nowhere};
+pub use relay::Relay;
 
 /// What all suites call the service they balance.
 pub const SERVICE: &str = "greeter";
@@ -223,6 +229,14 @@ impl Backends {
         let mut process = Process::start(&[&args, flags].concat());
         let lines = process.json_lines(count).await;
         Self { process, addresses: lines.iter().map(|line| line["address"].as_str().unwrap().to_owned()).collect() }
+    }
+
+    /// Starts one that reports to this address, a balancer's or the way to one.
+    pub async fn reporting_to(address: &str, flags: &[&str]) -> Self {
+        let args = ["dev", "backend", "--service", SERVICE, "--balancer", address];
+        let mut process = Process::start(&[&args, flags].concat());
+        let line = process.json_lines(1).await.remove(0);
+        Self { process, addresses: vec![line["address"].as_str().unwrap().to_owned()] }
     }
 
     /// Starts backends and waits until the balancer offers them.

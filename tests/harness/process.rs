@@ -214,6 +214,34 @@ impl Drop for TemporaryFile {
     }
 }
 
+/// A directory of its own for a test, gone with it.
+#[derive(Debug)]
+pub struct TemporaryDirectory(PathBuf);
+
+impl TemporaryDirectory {
+    /// An empty one.
+    #[allow(clippy::new_without_default, reason = "it makes something on disk")]
+    pub fn new() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("lookaside-test-{}-{number}.d", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        // At worst a few small files stay in the folder for such.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// A loopback address where nothing listens.
 pub fn nowhere() -> SocketAddr {
     // Bound and let go: an address that no connection of this machine is made from, so nobody is given it meanwhile.
