@@ -2,238 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test suite: what cannot be is a failed test")]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+#[path = "properties/world.rs"]
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use lookaside_core::{
-    config::{Configuration, ConfiguredService, PolicyKind, ServiceConfig},
-    event::{Action, Backend, CheckOutcome, Event, LoadReport, Outcomes, Override, Scope},
+    config::{PolicyKind, ServiceConfig},
     explain::{Verdict, explain},
-    model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, ServiceName, SourceId, Timestamp},
+    model::{Address, Cohort, Locality, Timestamp},
     policy::{ListMode, assign},
     snapshot::{Mode, ServiceSnapshot, Snapshot, State, Status},
-    table::Table,
 };
 use proptest::prelude::*;
-
-const ENDPOINTS: u8 = 8;
-
-/// A fact about one of a few endpoints, small enough to be shrunk by halves.
-#[derive(Debug, Clone)]
-enum Fact {
-    Register { at: u8, incarnation: u8 },
-    Report { at: u8, incarnation: u8, utilization_permille: u32, calls: u32 },
-    Break(u8),
-    Announce(u8),
-    Depart(u8),
-    List(Option<BTreeSet<u8>>),
-    SourceTells(u8),
-    Check { at: u8, how: u8 },
-    ClientsFail(u8),
-    Word { scope: u8, action: u8, set_at: u8, for_s: u8 },
-    Restart,
-    Pass { ms: u32 },
-}
-
-fn fact() -> impl Strategy<Value = Fact> {
-    let at = || 0..ENDPOINTS;
-    prop_oneof![
-        4 => (at(), 1..3u8).prop_map(|(at, incarnation)| Fact::Register { at, incarnation }),
-        6 => (at(), 1..3u8, 0..3000u32, 0..10_000u32).prop_map(|(at, incarnation, utilization_permille, calls)| {
-            Fact::Report { at, incarnation, utilization_permille, calls }
-        }),
-        1 => at().prop_map(Fact::Break),
-        1 => at().prop_map(Fact::Announce),
-        1 => at().prop_map(Fact::Depart),
-        3 => prop::option::weighted(0.8, prop::collection::btree_set(at(), 0..8)).prop_map(Fact::List),
-        1 => (0..3u8).prop_map(Fact::SourceTells),
-        9 => (at(), 0..8u8).prop_map(|(at, how)| Fact::Check { at, how }),
-        3 => at().prop_map(Fact::ClientsFail),
-        2 => (0..12u8, 0..6u8, 0..9u8, 0..30u8)
-            .prop_map(|(scope, action, set_at, for_s)| Fact::Word { scope, action, set_at, for_s }),
-        1 => Just(Fact::Restart),
-        5 => prop_oneof![1..500u32, 500..5_000u32, 5_000..40_000u32].prop_map(|ms| Fact::Pass { ms }),
-    ]
-}
-
-fn service() -> ServiceName {
-    ServiceName::parse("greeter").unwrap()
-}
-
-fn address(at: u8) -> Address {
-    Address::parse(&format!("10.0.0.{}:50051", at + 1)).unwrap()
-}
-
-fn spec(at: u8, incarnation: u8) -> EndpointSpec {
-    EndpointSpec {
-        instance: Instance::parse(&format!("pod-{at}")).unwrap(),
-        incarnation: incarnation.into(),
-        locality: Locality::parse(["eu/a", "eu/b", ""][usize::from(at) % 3]).unwrap(),
-        priority: u32::from(at % 4 == 3),
-        ..EndpointSpec::at(address(at))
-    }
-}
-
-struct World {
-    table: Table,
-    now: Timestamp,
-    sequence: u64,
-    snapshot: Snapshot,
-    config: ServiceConfig,
-    starts: u64,
-    /// As on disk.
-    kept: String,
-}
-
-impl World {
-    fn new(policy: PolicyKind) -> Self {
-        let mut config = ServiceConfig { policy, subset_size: 5, ..ServiceConfig::default() };
-        config.locality.prefer_zone = true;
-        Self::with(config)
-    }
-
-    fn with(config: ServiceConfig) -> Self {
-        let mut world = Self {
-            table: Table::new(1, ServiceConfig::default(), Timestamp(0)),
-            now: Timestamp(0),
-            sequence: 0,
-            snapshot: Snapshot::default(),
-            config,
-            starts: 1,
-            kept: String::new(),
-        };
-        world.configure();
-        world.turn();
-        world
-    }
-
-    fn configure(&mut self) {
-        let configured = Event::ServiceConfigured { service: service(), config: self.config.clone() };
-        self.table.apply(configured, self.now).unwrap();
-    }
-
-    /// The next start, whose clock begins anew.
-    fn restart(&mut self, with_snapshot: bool) {
-        let words = self.table.overrides(self.now);
-        self.starts += 1;
-        self.now = Timestamp(0);
-        self.table = Table::new(self.starts, ServiceConfig::default(), self.now);
-        for word in words {
-            self.table.apply(Event::OverrideSet { word }, self.now).unwrap();
-        }
-        if with_snapshot && !self.kept.is_empty() {
-            self.table.restore(serde_json::from_str(&self.kept).unwrap(), self.now).unwrap();
-        }
-        self.configure();
-    }
-
-    fn turn(&mut self) {
-        let published = self.table.publish(self.now);
-        assert!(self.table.broken().is_empty(), "{:?}", self.table.broken());
-        if let Some(snapshot) = published {
-            assert!(snapshot.version > self.snapshot.version, "versions must grow");
-            self.snapshot = (*snapshot).clone();
-        }
-        if let Some(kept) = self.table.keep(self.now) {
-            self.kept = serde_json::to_string(&kept).unwrap();
-        }
-    }
-
-    fn service(&self) -> &ServiceSnapshot {
-        &self.snapshot.services[&service()]
-    }
-
-    /// Applies a fact; refusals are part of the game.
-    fn happens(&mut self, fact: &Fact) {
-        let backend = |at: u8, incarnation: u8| Backend {
-            service: service(),
-            address: address(at),
-            incarnation: incarnation.into(),
-        };
-        let source = SourceId::parse("file").unwrap();
-        self.sequence += 1;
-        let event = match fact {
-            Fact::Register { at, incarnation } => {
-                Event::Registered { service: service(), endpoint: spec(*at, *incarnation) }
-            }
-            Fact::Report { at, incarnation, utilization_permille, calls } => Event::LoadReported {
-                backend: backend(*at, *incarnation),
-                load: LoadReport {
-                    sequence: self.sequence,
-                    completions: u64::from(*calls),
-                    utilization_permille: Some(*utilization_permille),
-                    ..LoadReport::default()
-                },
-            },
-            Fact::Break(at) => Event::ReportStreamBroken { backend: backend(*at, 1) },
-            Fact::Announce(at) => Event::DrainAnnounced { backend: backend(*at, 1) },
-            Fact::Depart(at) => Event::Departed { backend: backend(*at, 1) },
-            Fact::SourceTells(0) => Event::SourceAwaited { source, service: service() },
-            Fact::SourceTells(1) => Event::SourceDropped { source, service: service() },
-            Fact::SourceTells(_) => Event::SourceFailed { source, reason: "silence".into() },
-            Fact::List(named) => {
-                let endpoints = named.as_ref().map(|named| named.iter().map(|at| spec(*at, 0)).collect());
-                let (name, config) = (service(), Arc::new(self.config.clone()));
-                let services = vec![ConfiguredService { name, config, endpoints }];
-                Event::Configured { source, configuration: Configuration { services, ..Configuration::default() } }
-            }
-            Fact::Check { at, how } => Event::Checked {
-                service: service(),
-                address: address(*at),
-                outcome: match how {
-                    0 => CheckOutcome::NotServing,
-                    1 => CheckOutcome::Unreachable { detail: "Connection refused".into() },
-                    2 => CheckOutcome::TimedOut { deadline: Duration::from_millis(500) },
-                    3 => CheckOutcome::NotGrpc { detail: "HTTP/1.1 400".into() },
-                    _ => CheckOutcome::Passed,
-                },
-            },
-            Fact::ClientsFail(at) => Event::CallsEnded {
-                client: ClientId::parse("web").unwrap(),
-                service: service(),
-                address: address(*at),
-                outcomes: Outcomes { failed: 3, ..Outcomes::default() },
-            },
-            Fact::Word { scope, action, set_at, for_s } => Event::OverrideSet {
-                word: Override {
-                    service: service(),
-                    scope: match scope {
-                        8 => Scope::Locality(Locality::parse("eu/a").unwrap()),
-                        9 => Scope::Locality(Locality::parse("eu").unwrap()),
-                        10.. => Scope::Service,
-                        at => Scope::Address(address(*at)),
-                    },
-                    action: match action {
-                        0 => Action::Drain,
-                        1 => Action::Undrain,
-                        2 => Action::Disable,
-                        3 => Action::Enable,
-                        percent => Action::Weight(u32::from(*percent) * 37),
-                    },
-                    reason: "because".into(),
-                    actor: "ann".into(),
-                    set_at_unix_ms: u64::from(*set_at),
-                    replica: "lb-0".into(),
-                    expires_at_unix_ms: 0,
-                    remaining: (*for_s > 0).then(|| Duration::from_secs(u64::from(*for_s))),
-                },
-            },
-            Fact::Restart => return self.restart(true),
-            Fact::Pass { ms } => {
-                let end = self.now.after(Duration::from_millis(u64::from(*ms)));
-                while self.now < end {
-                    self.now = self.now.after(Duration::from_millis(500)).min(end);
-                    self.turn();
-                }
-                return;
-            }
-        };
-        let _ = self.table.apply(event, self.now);
-    }
-}
+use world::{ENDPOINTS, Fact, World, address, fact, service};
 
 fn cohorts() -> Vec<Cohort> {
     let zones = ["", "eu/a", "us/x"].map(|zone| Locality::parse(zone).unwrap());
@@ -475,6 +257,41 @@ proptest! {
         let (whole, rest) = (list(None), list(Some(leaver)));
         prop_assert!(whole.difference(&rest).all(|gone| *gone == address(leaver)));
         prop_assert!(rest.difference(&whole).count() <= 1);
+    }
+
+    #[test]
+    fn on_a_ring_everybody_sees_everybody_and_who_leaves_or_comes_changes_nobody_elses_part(
+        facts in prop::collection::vec(fact(), 0..40),
+        leaver in 0..ENDPOINTS,
+    ) {
+        let mut world = World::new(PolicyKind::RingHash);
+        for fact in &facts {
+            world.happens(fact);
+            world.turn();
+        }
+        let without = {
+            let mut service = world.service().clone();
+            service.endpoints.retain(|e| e.spec.address != address(leaver));
+            service
+        };
+        let parts = |service: &ServiceSnapshot, cohort: &Cohort| {
+            let list = assign(service, cohort);
+            let ring = list.ring.expect("a ring");
+            let parts = list.endpoints.into_iter().filter(|e| e.weight > 0);
+            let parts: BTreeSet<_> =
+                parts.map(|e| (e.spec.address, e.weight, e.is_keyed_by_instance, e.spec.instance)).collect();
+            (ring.hash_seed, parts)
+        };
+        let mut all = BTreeSet::new();
+        for cohort in cohorts() {
+            let (seed, whole) = parts(world.service(), &cohort);
+            all.insert((seed, whole.clone()));
+            let (seed_without, mut rest) = parts(&without, &cohort);
+            prop_assert_eq!(seed, seed_without);
+            rest.extend(whole.iter().filter(|(at, ..)| *at == address(leaver)).cloned());
+            prop_assert_eq!(whole, rest);
+        }
+        prop_assert_eq!(all.len(), 1, "one set, whoever asks");
     }
 
     #[test]

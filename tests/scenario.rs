@@ -274,6 +274,9 @@ impl Run {
         for (at, endpoint) in list.endpoints.iter().enumerate() {
             let name = endpoint.spec.address.host();
             write!(text, "\n  {}. {name} tier={} weight={}", at + 1, endpoint.priority, endpoint.weight).unwrap();
+            if endpoint.is_keyed_by_instance {
+                write!(text, " key={}", endpoint.spec.instance).unwrap();
+            }
             for (code, detail) in &endpoint.reasons {
                 write!(text, " {}", code.name()).unwrap();
                 if !detail.is_empty() {

@@ -99,6 +99,8 @@ pub use error::Error;
 #[cfg(feature = "transport")]
 pub use policy::MethodPolicy;
 #[cfg(feature = "transport")]
+pub use pool::HashKey;
+#[cfg(feature = "transport")]
 pub use snapshot::{EndpointSnapshot, EndpointState, ListSource, Mode, Snapshot, Version};
 #[cfg(feature = "transport")]
 pub use tls::Tls;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use http::HeaderName;
 use lookaside_proto::v1;
 
 use crate::{
@@ -34,6 +35,8 @@ pub(crate) struct Listed {
     pub(crate) weight: u32,
     /// The main reason it stands where it stands, as the contract spells it; empty when there is none.
     pub(crate) reason: &'static str,
+    /// What its places on a ring are computed from.
+    pub(crate) hash_key: String,
     /// Not in the last list, which was incomplete: kept from the one before.
     pub(crate) kept: bool,
 }
@@ -47,6 +50,7 @@ impl Listed {
     /// An endpoint of a fallback or of a static target: all alike.
     pub(crate) fn plain(address: String) -> Self {
         Self {
+            hash_key: address.clone(),
             address,
             incarnation: 0,
             tls_name: String::new(),
@@ -57,6 +61,16 @@ impl Listed {
             kept: false,
         }
     }
+}
+
+/// What a ring of endpoints goes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RingOf {
+    pub(crate) seed: u64,
+    /// Thousandths of a fair share; 0 is no bound.
+    pub(crate) bound_milli: u32,
+    /// The header that is a call's key, if any.
+    pub(crate) header: Option<HeaderName>,
 }
 
 /// What balancers give an endpoint of which nothing special is known.
@@ -71,6 +85,8 @@ pub(crate) struct List {
     pub(crate) mode: Mode,
     pub(crate) note: String,
     pub(crate) policy: Policy,
+    /// For `RingHash`.
+    pub(crate) ring: Option<RingOf>,
     pub(crate) endpoints: Vec<Listed>,
     /// How long it may serve without contact to a balancer, milliseconds; 0 means for ever.
     pub(crate) time_to_live_ms: u64,
@@ -86,6 +102,7 @@ impl List {
             mode: Mode::Normal,
             note: String::new(),
             policy: Policy::LeastLoad,
+            ring: None,
             endpoints: addresses.iter().cloned().map(Listed::plain).collect(),
             time_to_live_ms: 0,
         }
@@ -115,7 +132,9 @@ impl List {
             if !seen.insert(address.clone()) {
                 return Err(format!("it names {address} twice"));
             }
+            let hash_key = if endpoint.hash_key.is_empty() { address.clone() } else { endpoint.hash_key };
             endpoints.push(Listed {
+                hash_key,
                 address,
                 incarnation: endpoint.incarnation,
                 tls_name: endpoint.tls_name,
@@ -126,13 +145,15 @@ impl List {
                 kept: false,
             });
         }
+        let (policy, ring) = policy(wire.policy)?;
         Ok(Self {
             version: Some(version),
             digest: wire.digest,
             complete: wire.complete,
             mode,
             note: cut(wire.note),
-            policy: wire.policy.map_or(Policy::LeastLoad, policy),
+            policy,
+            ring,
             endpoints,
             time_to_live_ms: wire.time_to_live_ms,
         })
@@ -211,13 +232,22 @@ fn mode(wire: v1::ListMode) -> Mode {
     }
 }
 
-fn policy(wire: v1::Policy) -> Policy {
-    match wire.kind {
-        Some(v1::policy::Kind::WeightedRoundRobin(_)) => Policy::WeightedRoundRobin,
-        Some(v1::policy::Kind::RoundRobin(_)) => Policy::RoundRobin,
-        // Calls carry no key to hash: spreading them by load keeps the promise of weights.
-        Some(v1::policy::Kind::LeastLoad(_) | v1::policy::Kind::RingHash(_)) | None => Policy::LeastLoad,
-    }
+fn policy(wire: Option<v1::Policy>) -> Result<(Policy, Option<RingOf>), String> {
+    Ok(match wire.and_then(|policy| policy.kind) {
+        Some(v1::policy::Kind::LeastLoad(_)) | None => (Policy::LeastLoad, None),
+        Some(v1::policy::Kind::WeightedRoundRobin(_)) => (Policy::WeightedRoundRobin, None),
+        Some(v1::policy::Kind::RoundRobin(_)) => (Policy::RoundRobin, None),
+        Some(v1::policy::Kind::RingHash(ring)) => {
+            let header = match ring.header.as_str() {
+                "" => None,
+                name => {
+                    Some(HeaderName::from_lowercase(name.as_bytes()).map_err(|_| format!("{name:?} is no header"))?)
+                }
+            };
+            let ring = RingOf { seed: ring.hash_seed, bound_milli: ring.load_bound_milli, header };
+            (Policy::RingHash, Some(ring))
+        }
+    })
 }
 
 #[cfg(test)]

@@ -13,20 +13,25 @@
 
 mod breaker;
 mod budget;
+mod fleet;
 mod peer;
+mod ring;
 mod rng;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 pub use breaker::{FAILURES_IN_A_ROW, PAUSE_US_MAX, PAUSE_US_MIN};
 pub use budget::{EARNING_US, HEDGES_SAVED_MAX, HedgeBudget, PERCENT_MAX, RETRY_TOKENS_MIN, RetryBudget};
+pub use fleet::Fleet;
 pub use peer::{Peer, SILENCE_CANARY_US, SOUR_US, UNANSWERED_MAX};
+pub use ring::{CALLS_SPARED, Key, Keyed, PLACES_MAX, Rings};
 pub use rng::Rng;
 
 use breaker::Gate;
+use ring::Placed;
 use rng::{GOLDEN_STEP, scale};
 
 /// An endpoint is never called stalled before its oldest unanswered call is this old, microseconds.
@@ -69,53 +74,8 @@ pub enum Policy {
     WeightedRoundRobin,
     /// Turns; in proportion to weight as well, since weights then differ only while endpoints start.
     RoundRobin,
-}
-
-/// What one client has learnt of all its endpoints together. Outlives pickers.
-#[derive(Debug)]
-pub struct Fleet {
-    turn: AtomicU64,
-    /// The last sign of life of any endpoint, microseconds.
-    life_us: AtomicU64,
-    /// How long answers usually take, microseconds; 0 before the first.
-    answer_us_mean: AtomicU64,
-    /// A stalled endpoint was met that nobody was told of.
-    alarm: AtomicBool,
-}
-
-impl Fleet {
-    /// Nothing learnt yet. The seed sets where turns begin, so that many clients do not begin with the same endpoint.
-    pub fn new(seed: u64) -> Self {
-        Self {
-            turn: AtomicU64::new(Rng::from_seed(seed).next_u64() >> 1),
-            life_us: AtomicU64::new(0),
-            answer_us_mean: AtomicU64::new(0),
-            alarm: AtomicBool::new(false),
-        }
-    }
-
-    /// Time after which an unanswered call counts as silence, microseconds.
-    pub fn stall_us(&self) -> u64 {
-        self.answer_us_mean.load(Relaxed).saturating_mul(STALL_FACTOR).max(STALL_US_MIN)
-    }
-
-    /// Time after which an answer counts as late, microseconds: long before its endpoint counts as stalled, other endpoints are
-    /// the safer choice.
-    fn late_us(&self) -> u64 {
-        self.answer_us_mean.load(Relaxed).saturating_mul(2)
-    }
-
-    /// True once after a pick met a stalled endpoint that was not suspected yet: time for [`Picker::survey`].
-    pub fn take_alarm(&self) -> bool {
-        self.alarm.load(Relaxed) && self.alarm.swap(false, Relaxed)
-    }
-
-    fn learn_answer(&self, took_us: u64) {
-        let mean = self.answer_us_mean.load(Relaxed);
-        // A lost update between threads costs one sample of thousands.
-        let next = if mean == 0 { took_us } else { mean - mean / 16 + took_us / 16 };
-        self.answer_us_mean.store(next.max(1), Relaxed);
-    }
+    /// The endpoint whose place on a ring comes next after that of the call's [`Key`]. Calls without a key as by `LeastLoad`.
+    RingHash,
 }
 
 /// An endpoint as the list has it, offered to a picker.
@@ -146,6 +106,10 @@ pub struct Picker<T> {
     fresh: AtomicBool,
     /// Calls that one endpoint may have in flight.
     calls_max: u32,
+    /// The tier of the candidates.
+    tier: Option<u32>,
+    /// Their places, for calls with a key.
+    placed: Option<Placed>,
 }
 
 /// One endpoint that may be picked.
@@ -201,7 +165,15 @@ impl<T> Picker<T> {
             .collect();
         let even = candidates.windows(2).all(|pair| pair[0].weight == pair[1].weight);
         let fresh = AtomicBool::new(candidates.iter().any(|c| c.peer.is_fresh()));
-        Self { policy, fleet, candidates, weight_sum, even, fresh, calls_max: u32::MAX }
+        Self { policy, fleet, candidates, weight_sum, even, fresh, calls_max: u32::MAX, tier: best, placed: None }
+    }
+
+    /// The same, with the rings of the list: calls with a key go by that of the tier in use.
+    #[must_use]
+    pub fn with_rings(mut self, rings: &Rings) -> Self {
+        let ring = self.tier.and_then(|tier| rings.of_tier(tier)).cloned();
+        self.placed = ring.map(|ring| Placed::new(ring, &self.candidates));
+        self
     }
 
     /// The same, but no endpoint gets a further call while it has so many in flight.
@@ -219,18 +191,33 @@ impl<T> Picker<T> {
     /// Chooses an endpoint for a call and counts the call as in flight there, until [`Picker::ended`]. Those in `tried` are
     /// chosen only when there is no other. `None` when there is nothing to choose from, or all of it is full.
     pub fn pick(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
-        (0..FULL_AGAIN_MAX)
-            .map_while(|_| self.choose(now_us, rng, tried))
-            .find(|chosen| chosen.peer.begin_below(self.calls_max))
+        self.pick_for(None, now_us, rng, tried)
+    }
+
+    /// The same, for a call with a key; it counts where there are rings.
+    pub fn pick_for(&self, key: Option<Key>, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        (0..FULL_AGAIN_MAX).map_while(|_| self.choose(key, now_us, rng, tried)).find(|chosen| self.begin(&chosen.peer))
     }
 
     /// The same, but none of those in `tried`: for a call that is there already.
-    pub fn pick_other(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
-        let chosen = self.choose(now_us, rng, tried).filter(|chosen| !tried.contains(&chosen.peer.id()));
-        chosen.filter(|chosen| chosen.peer.begin_below(self.calls_max))
+    pub fn pick_other(&self, key: Option<Key>, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        let chosen = self.choose(key, now_us, rng, tried).filter(|chosen| !tried.contains(&chosen.peer.id()));
+        chosen.filter(|chosen| self.begin(&chosen.peer))
     }
 
-    fn choose(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+    fn begin(&self, peer: &Peer) -> bool {
+        let begins = peer.begin_below(self.calls_max);
+        if begins {
+            self.fleet.begin();
+        }
+        begins
+    }
+
+    fn choose(&self, key: Option<Key>, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        if let (Some(placed), Some(key)) = (&self.placed, key) {
+            // What is fresh waits for the first of its own keys.
+            return self.on_ring(placed, key, now_us, tried).or_else(|| self.least_bad(now_us, tried));
+        }
         if self.fresh.load(Relaxed) {
             if let Some(fresh) = self.candidates.iter().find(|c| c.peer.take_fresh()) {
                 return Some(fresh);
@@ -238,7 +225,7 @@ impl<T> Picker<T> {
             self.fresh.store(false, Relaxed);
         }
         let chosen = match self.policy {
-            Policy::LeastLoad => self.lighter_of_two(now_us, rng, tried),
+            Policy::LeastLoad | Policy::RingHash => self.lighter_of_two(now_us, rng, tried),
             Policy::WeightedRoundRobin | Policy::RoundRobin => self.next_turn(now_us, tried),
         };
         let Some(chosen) = chosen else {
@@ -257,7 +244,7 @@ impl<T> Picker<T> {
     /// Two fit candidates drawn by weight, and of them the one with less in flight. The first is drawn evenly rather than at
     /// random: at low load shares then follow weights after a few calls, not after thousands.
     fn lighter_of_two(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
-        let turn = self.fleet.turn.fetch_add(1, Relaxed);
+        let turn = self.fleet.next_turn();
         let first = self.at_turn(turn).filter(|c| self.admits(c, now_us, tried));
         let first = first.or_else(|| {
             (1..DRAWS_MAX)
@@ -285,7 +272,7 @@ impl<T> Picker<T> {
     /// The candidate whose turn it is, passing over those unfit.
     fn next_turn(&self, now_us: u64, tried: &[u64]) -> Option<&Candidate<T>> {
         (0..DRAWS_MAX).find_map(|_| {
-            let turn = self.fleet.turn.fetch_add(1, Relaxed);
+            let turn = self.fleet.next_turn();
             let candidate = if self.even {
                 let count = self.candidates.len() as u64;
                 self.candidates.get(turn.checked_rem(count)? as usize)
@@ -383,7 +370,7 @@ impl<T> Picker<T> {
             return Standing::Fit;
         }
         if !peer.is_aside() {
-            self.fleet.alarm.store(true, Relaxed);
+            self.fleet.raise_alarm();
         }
         match peer.silence_gate(now_us) {
             Gate::CanaryDue => Standing::Canary,
@@ -406,7 +393,7 @@ impl<T> Picker<T> {
     }
 
     fn is_silent_since(&self, since_us: u64, now_us: u64, for_us: u64) -> bool {
-        now_us.saturating_sub(since_us) > for_us && self.fleet.life_us.load(Relaxed) > since_us
+        now_us.saturating_sub(since_us) > for_us && self.fleet.spoke_after(since_us)
     }
 
     /// Candidates that stalled and that this has not named since they last gave a sign of life.
@@ -423,7 +410,7 @@ impl<T> Picker<T> {
     /// The endpoint said something more, such as a message of a stream.
     pub fn spoke(&self, peer: &Peer, now_us: u64) {
         peer.revive();
-        self.fleet.life_us.fetch_max(now_us, Relaxed);
+        self.fleet.spoke(now_us);
     }
 
     /// A call ended, its place in flight is free. `sent_us` is when it was sent, `None` if it never was, and then nothing is held
@@ -437,6 +424,7 @@ impl<T> Picker<T> {
         now_us: u64,
     ) -> Option<Suspicion> {
         peer.finish();
+        self.fleet.finish();
         let sent_us = sent_us?;
         if !answered && class == Class::Cancelled && now_us.saturating_sub(sent_us) <= self.fleet.stall_us() {
             // Given up in haste says nothing; given up after a long wait is evidence, and stays.

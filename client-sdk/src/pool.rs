@@ -2,6 +2,7 @@
 //! all end in [`Pool::rebuild`], which makes the next picker; calls take whichever picker is there. It refuses to know where
 //! lists come from.
 
+mod keys;
 mod view;
 
 use std::{
@@ -20,6 +21,9 @@ use tokio::{
     time::Instant,
 };
 
+use http::request;
+pub use keys::HashKey;
+use keys::Keys;
 pub(crate) use view::View;
 
 use crate::{
@@ -28,7 +32,7 @@ use crate::{
     cache::Cached,
     endpoint::{Endpoint, Link},
     list::List,
-    picker::{Fleet, Offer, Picker, Rng},
+    picker::{Fleet, Offer, Picker, Rings, Rng},
     room::Room,
     snapshot::ListSource,
 };
@@ -63,6 +67,7 @@ pub(crate) struct Pool {
     seed: AtomicU64,
     fleet: Arc<Fleet>,
     picker: ArcSwap<EndpointPicker>,
+    keys: Keys,
     state: Mutex<State>,
     /// Counts pickers; a call without an endpoint waits for the next one.
     picker_made: watch::Sender<u64>,
@@ -76,6 +81,8 @@ struct State {
     members: Vec<Member>,
     /// Gone from the list, with outcomes untold.
     departed: Vec<Arc<Endpoint>>,
+    /// For calls with a key.
+    rings: Rings,
     view: View,
     /// How endpoints are connected to.
     tls: Option<Tls>,
@@ -100,6 +107,7 @@ impl Pool {
         let state = State {
             members: Vec::new(),
             departed: Vec::new(),
+            rings: Rings::default(),
             view: View::default(),
             tls: None,
             next_id: 0,
@@ -117,6 +125,7 @@ impl Pool {
             seed: AtomicU64::new(seed),
             fleet,
             picker: ArcSwap::from_pointee(none),
+            keys: Keys::default(),
             state: Mutex::new(state),
             picker_made: watch::Sender::new(0),
             list_changed: watch::Sender::new(0),
@@ -144,17 +153,19 @@ impl Pool {
     }
 
     /// Chooses an endpoint for a call; it counts as in flight there.
-    pub(crate) fn pick(&self, tried: &[u64]) -> Result<Arc<Endpoint>, NoPick> {
+    pub(crate) fn pick(&self, head: &request::Parts, tried: &[u64]) -> Result<Arc<Endpoint>, NoPick> {
         let picker = self.picker.load();
-        let picked = picker.pick(self.now_us(), &mut self.rng(), tried).map(|c| c.item.clone());
+        let picked =
+            picker.pick_for(self.keys.key_of(head), self.now_us(), &mut self.rng(), tried).map(|c| c.item.clone());
         self.look_for_alarm();
         picked.ok_or(if picker.candidates().is_empty() { NoPick::Nobody } else { NoPick::Full })
     }
 
     /// Chooses one beside those that a call is at; it counts as in flight there.
-    pub(crate) fn pick_other(&self, tried: &[u64]) -> Option<Arc<Endpoint>> {
+    pub(crate) fn pick_other(&self, head: &request::Parts, tried: &[u64]) -> Option<Arc<Endpoint>> {
         let picker = self.picker.load();
-        let picked = picker.pick_other(self.now_us(), &mut self.rng(), tried).map(|c| c.item.clone());
+        let picked =
+            picker.pick_other(self.keys.key_of(head), self.now_us(), &mut self.rng(), tried).map(|c| c.item.clone());
         self.look_for_alarm();
         picked
     }
@@ -202,6 +213,7 @@ impl Pool {
             return;
         }
         state.replace_members(&list);
+        state.rings = self.keys.follow(&list, &state.members, &state.rings);
         state.view.hold(list, source, from);
         self.rebuild_with(&mut state);
         drop(state);
@@ -256,6 +268,7 @@ impl Pool {
             return self.apply_to(state, list, ListSource::Fallback, None);
         }
         state.replace_members(&list);
+        state.rings = self.keys.follow(&list, &state.members, &state.rings);
         state.view.list = Some(list);
         self.rebuild_with(&mut state);
         drop(state);
@@ -289,7 +302,9 @@ impl Pool {
             ready: m.endpoint.is_ready(),
             item: m.endpoint.clone(),
         });
-        let picker = Picker::new(policy, self.fleet.clone(), offers).with_calls_max(self.advice.endpoint_calls_max());
+        let picker = Picker::new(policy, self.fleet.clone(), offers)
+            .with_calls_max(self.advice.endpoint_calls_max())
+            .with_rings(&state.rings);
         self.picker.store(Arc::new(picker));
         self.picker_made.send_modify(|n| *n += 1);
     }

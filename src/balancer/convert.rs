@@ -140,12 +140,19 @@ pub(crate) fn state(state: State) -> v1::EndpointState {
     }
 }
 
-fn policy(policy: PolicyKind) -> v1::Policy {
-    use v1::policy::{Kind, LeastLoad, RoundRobin, WeightedRoundRobin};
-    let kind = match policy {
+fn policy(assignment: &Assignment) -> v1::Policy {
+    use v1::policy::{Kind, LeastLoad, RingHash, RoundRobin, WeightedRoundRobin};
+    let kind = match assignment.policy {
         PolicyKind::LeastLoad => Kind::LeastLoad(LeastLoad {}),
         PolicyKind::WeightedRoundRobin => Kind::WeightedRoundRobin(WeightedRoundRobin {}),
         PolicyKind::RoundRobin => Kind::RoundRobin(RoundRobin {}),
+        PolicyKind::RingHash => {
+            Kind::RingHash(assignment.ring.as_ref().map_or_else(RingHash::default, |ring| RingHash {
+                hash_seed: ring.hash_seed,
+                load_bound_milli: ring.config.load_bound_percent * 10,
+                header: ring.config.header.as_ref().map_or_else(String::new, |header| header.to_string()),
+            }))
+        }
     };
     v1::Policy { kind: Some(kind) }
 }
@@ -178,6 +185,7 @@ pub(crate) fn assigned(assigned: &Assigned) -> v1::Endpoint {
         priority: assigned.priority,
         weight: assigned.weight,
         reasons: reasons.collect(),
+        hash_key: if assigned.is_keyed_by_instance { assigned.spec.instance.to_string() } else { String::new() },
         ..endpoint(&assigned.spec)
     }
 }
@@ -192,7 +200,7 @@ pub(crate) fn list(assignment: &Assignment) -> v1::List {
         mode: list_mode(assignment.mode).into(),
         note: assignment.note.clone(),
         endpoints: assignment.endpoints.iter().map(assigned).collect(),
-        policy: Some(policy(assignment.policy)),
+        policy: Some(policy(assignment)),
         time_to_live_ms: 0,
     }
 }

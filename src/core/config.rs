@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::model::{EndpointSpec, ServiceName};
 
 mod call;
+mod ring;
 
 pub use call::{ATTEMPTS_MAX, CallConfig, MethodPath, MethodRule, NotAPath, RetryCode};
+pub use ring::{HeaderName, LOAD_BOUND_PERCENT_MAX, LOAD_BOUND_PERCENT_MIN, NotAHeader, RingConfig};
 
 /// A configuration as a source of services: all that it names.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -48,8 +50,10 @@ pub struct ServiceConfig {
     pub slow_start: Duration,
     /// Which endpoints a client is to prefer by where they run.
     pub locality: LocalityConfig,
-    /// The most endpoints one client gets to see; 0 for all.
+    /// The most endpoints one client gets to see; 0 for all. `ring_hash` shows all of them to everybody.
     pub subset_size: u32,
+    /// What `ring_hash` goes by.
+    pub ring_hash: RingConfig,
     /// How clients make its calls.
     pub calls: CallConfig,
 }
@@ -65,6 +69,7 @@ impl Default for ServiceConfig {
             slow_start: Duration::from_secs(30),
             locality: LocalityConfig::default(),
             subset_size: 100,
+            ring_hash: RingConfig::default(),
             calls: CallConfig::default(),
         }
     }
@@ -80,11 +85,13 @@ pub enum PolicyKind {
     WeightedRoundRobin,
     /// Equal turns.
     RoundRobin,
+    /// The same key to the same endpoint.
+    RingHash,
 }
 
 impl PolicyKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::LeastLoad, Self::WeightedRoundRobin, Self::RoundRobin];
+    pub const ALL: [Self; 4] = [Self::LeastLoad, Self::WeightedRoundRobin, Self::RoundRobin, Self::RingHash];
 
     /// The word.
     pub fn name(self) -> &'static str {
@@ -92,6 +99,7 @@ impl PolicyKind {
             Self::LeastLoad => "least_load",
             Self::WeightedRoundRobin => "weighted_round_robin",
             Self::RoundRobin => "round_robin",
+            Self::RingHash => "ring_hash",
         }
     }
 }

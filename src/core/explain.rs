@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     model::{Address, Cohort, SourceId, Timestamp},
-    policy::{Assignment, assign},
+    policy::{Assignment, assign, subset_size},
     snapshot::{Code, EndpointSnapshot, Reason, ServiceSnapshot, SourceSnapshot, State},
 };
 
@@ -153,7 +153,7 @@ impl Walk<'_> {
         let spec = &self.endpoint.spec;
         let tier = tier.map_or_else(|| "-".into(), |tier| tier.to_string());
         let outside = offered && at.is_none();
-        let subset = match service.config.subset_size {
+        let subset = match subset_size(service) {
             0 => "all endpoints".to_owned(),
             size => format!("at most {size} of each tier for this client"),
         };

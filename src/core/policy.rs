@@ -10,9 +10,12 @@ use crate::{
 };
 
 mod order;
+mod ring;
 mod subset;
 mod tier;
 
+pub use ring::Ring;
+pub(crate) use subset::size as subset_size;
 use tier::Tiers;
 
 /// How a list is to be taken.
@@ -62,6 +65,8 @@ pub struct Assignment {
     pub endpoints: Vec<Assigned>,
     /// How a client is to choose per call.
     pub policy: PolicyKind,
+    /// For `ring_hash`, what places and keys are computed from.
+    pub ring: Option<Ring>,
 }
 
 impl Assignment {
@@ -85,19 +90,23 @@ pub struct Assigned {
     pub weight: u32,
     /// Why here.
     pub reasons: Vec<(Code, String)>,
+    /// For `ring_hash`, whether its places on the ring are computed from its instance; otherwise from its address.
+    pub is_keyed_by_instance: bool,
 }
 
 /// The list of a cohort.
 pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
     let tiers = Tiers::of(service, cohort);
+    let keys = ring::Keys::of_service(service);
     let mut endpoints: Vec<Assigned> = Vec::with_capacity(service.endpoints.len());
     for (priority, tier) in tiers.chosen.iter().enumerate() {
-        let mut tier = subset::choose(tier, service.config.subset_size as usize, cohort);
+        let mut tier = subset::choose(tier, subset::size(service), cohort);
         order::sort(service.config.policy, &mut tier, cohort);
         endpoints.extend(tier.into_iter().map(|endpoint| Assigned {
             priority: priority as u32,
             weight: endpoint.weight,
             reasons: reasons(endpoint, priority, &tiers),
+            is_keyed_by_instance: keys.is_by_instance(&endpoint.spec),
             spec: endpoint.spec.clone(),
         }));
     }
@@ -105,6 +114,7 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
         priority: tiers.chosen.len() as u32,
         weight: 0,
         reasons: lasting(endpoint),
+        is_keyed_by_instance: false,
         spec: endpoint.spec.clone(),
     }));
     let (mode, note) = mode(service, &tiers);
@@ -117,6 +127,7 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
         note,
         endpoints,
         policy: service.config.policy,
+        ring: Ring::of(service),
     };
     assignment.digest = digest(&assignment);
     assignment
@@ -185,6 +196,9 @@ fn digest(assignment: &Assignment) -> u64 {
     hasher.text(assignment.mode.name());
     hasher.text(&assignment.note);
     hasher.text(assignment.policy.name());
+    if let Some(ring) = &assignment.ring {
+        ring.digest(&mut hasher);
+    }
     for endpoint in &assignment.endpoints {
         let spec = &endpoint.spec;
         for text in [spec.address.as_str(), spec.instance.as_str(), spec.locality.as_str(), &spec.tls_name] {
@@ -193,6 +207,7 @@ fn digest(assignment: &Assignment) -> u64 {
         hasher.number(spec.incarnation);
         hasher.number(u64::from(endpoint.priority));
         hasher.number(u64::from(endpoint.weight));
+        hasher.number(u64::from(endpoint.is_keyed_by_instance));
         for (code, detail) in &endpoint.reasons {
             hasher.text(code.name());
             hasher.text(detail);

@@ -10,7 +10,7 @@ use lookaside_proto::{
     demo::{EchoRequest, StreamRequest, echo_client::EchoClient},
     v1::EndpointState,
 };
-use lookaside_sdk::Channel;
+use lookaside_sdk::{Channel, EndpointState as Link, HashKey};
 use lookaside_tests::{
     Backends, Balancer, Client, SERVICE, Signal, address_of, alone, cli, now_unix_ms, wait_for, wait_until,
 };
@@ -199,4 +199,86 @@ async fn a_backend_told_to_stop_ends_its_calls_and_streams_first() {
     }
     calls.into_iter().for_each(|call| call.expect("an answer"));
     client.stop().await.expect_no_failure();
+}
+
+/// Calls of these users, by header and by extension; where each was served.
+async fn homes(channel: &Channel, users: u32) -> Vec<String> {
+    let mut client = EchoClient::new(channel.clone());
+    let mut homes = Vec::new();
+    for user in 0..users {
+        let name = format!("user-{user}");
+        let mut request = tonic::Request::new(EchoRequest::default());
+        if user % 2 == 0 {
+            request.metadata_mut().insert("x-user", name.parse().unwrap());
+        } else {
+            request.metadata_mut().insert("x-user", "of no account beside a key".parse().unwrap());
+            request.extensions_mut().insert(HashKey::of(&name));
+        }
+        let answer = client.unary(request).await.unwrap();
+        homes.push(lookaside_sdk::picked(&answer).unwrap().address.to_string());
+    }
+    homes
+}
+
+#[tokio::test]
+async fn calls_of_one_key_stay_together_and_a_killed_endpoint_moves_its_own_keys_alone() {
+    const USERS: u32 = 300;
+    let _alone = alone().await;
+    let config = format!(
+        "services: [{{ name: {SERVICE}, policy: ring_hash, ring_hash: {{ header: x-user }}, subset_size: 2, \
+         slow_start: 0s, lease: 3s, health: {{ interval: 500ms, deadline: 400ms }} }}]"
+    );
+    let balancer = Balancer::configured(&config).await;
+    let quick = ["--mean", "1ms", "--slots", "64"];
+    let stay = Backends::offered(&balancer, 4, &quick).await;
+    let goes = Backends::offered(&balancer, 1, &[&quick[..], &["--instance", "goes"]].concat()).await;
+    let all_ready = async |channel: &Channel, count: usize| {
+        wait_for("connections to all", Duration::from_secs(20), async || {
+            let endpoints = channel.snapshot().endpoints;
+            let ready = endpoints.iter().filter(|e| e.state == Link::Ready).count();
+            (ready == count).then_some(())
+        })
+        .await;
+    };
+    let channels =
+        [1, 2].map(|n| Channel::builder(SERVICE).balancers([&balancer.client]).client_id(format!("client-{n}")));
+    let [one, two] = channels.map(|channel| channel.lazy().unwrap());
+    for channel in [&one, &two] {
+        all_ready(channel, 5).await;
+    }
+
+    let before = homes(&one, USERS).await;
+    assert_eq!(homes(&one, USERS).await, before, "the same key, the same endpoint");
+    assert_eq!(homes(&two, USERS).await, before, "whichever client asks");
+    let killed = goes.addresses[0].clone();
+    let on = |homes: &[String], address: &str| homes.iter().filter(|home| *home == address).count();
+    for address in stay.addresses.iter().chain([&killed]) {
+        let share = on(&before, address) as f64 / f64::from(USERS) * 5.0;
+        assert!((0.5..1.6).contains(&share), "{address} has {share} of a fair share");
+    }
+
+    drop(goes);
+    for channel in [&one, &two] {
+        wait_for("the loss to be seen", Duration::from_secs(20), async || {
+            let endpoints = channel.snapshot().endpoints;
+            let lost = endpoints.iter().all(|e| e.address != killed || e.state != Link::Ready);
+            lost.then_some(())
+        })
+        .await;
+        let after = homes(channel, USERS).await;
+        for (before, after) in before.iter().zip(&after) {
+            assert!(before == after || *before == killed, "{before} -> {after}, and {killed} was killed");
+        }
+        assert_eq!(on(&after, &killed), 0);
+    }
+
+    // It comes back at another address, under its name.
+    let back = Backends::offered(&balancer, 1, &[&quick[..], &["--instance", "goes"]].concat()).await;
+    for channel in [&one, &two] {
+        all_ready(channel, 5).await;
+        let after = homes(channel, USERS).await;
+        let expected: Vec<&String> =
+            before.iter().map(|home| if *home == killed { &back.addresses[0] } else { home }).collect();
+        assert_eq!(after.iter().collect::<Vec<_>>(), expected, "its keys return and no others move");
+    }
 }

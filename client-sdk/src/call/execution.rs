@@ -104,7 +104,7 @@ async fn choose(call: &Call<'_>) -> Result<Arc<Endpoint>, Status> {
     let tried = call.trail.tried();
     // Whoever waits for a place was here before.
     if !call.pool.room.is_awaited()
-        && let Ok(endpoint) = call.pool.pick(&tried)
+        && let Ok(endpoint) = call.pool.pick(call.head, &tried)
     {
         return Ok(endpoint);
     }
@@ -126,7 +126,7 @@ async fn wait_for_endpoint(call: &Call<'_>, tried: &[u64]) -> Result<Arc<Endpoin
             let mut turn = pin!(place.turn());
             // Enlisted before looking, so that a place that becomes free in between is not missed.
             turn.as_mut().enable();
-            match pool.pick(tried) {
+            match pool.pick(call.head, tried) {
                 Ok(endpoint) => return Ok(endpoint),
                 Err(NoPick::Full) => {
                     let _ = timeout(PATIENCE, async {
@@ -143,7 +143,7 @@ async fn wait_for_endpoint(call: &Call<'_>, tried: &[u64]) -> Result<Arc<Endpoin
             }
         }
         place = None;
-        match pool.pick(tried) {
+        match pool.pick(call.head, tried) {
             Ok(endpoint) => return Ok(endpoint),
             Err(NoPick::Full) => {
                 place = Some(queue(call)?);

@@ -137,7 +137,7 @@ impl<'a> Repeat<'a> {
             self.hedge_at = None;
             return;
         }
-        let Some(endpoint) = pool.pick_other(&self.call.trail.tried()) else {
+        let Some(endpoint) = pool.pick_other(self.call.head, &self.call.trail.tried()) else {
             advice.hedges.give_back();
             return;
         };

@@ -15,8 +15,9 @@ impl Rng {
 
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
+        let next = step(self.0, 0);
         self.0 = self.0.wrapping_add(GOLDEN_STEP);
-        mix(self.0)
+        next
     }
 
     /// A number below `bound`, each about equally likely; 0 when the bound is 0.
@@ -25,8 +26,13 @@ impl Rng {
     }
 }
 
+/// Number `n` of the stream that begins at `base`.
+pub(crate) fn step(base: u64, n: u64) -> u64 {
+    mix(base.wrapping_add(GOLDEN_STEP.wrapping_mul(n.wrapping_add(1))))
+}
+
 /// Spreads every bit of the input over the output.
-fn mix(mut z: u64) -> u64 {
+pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)

@@ -1,8 +1,8 @@
-use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
+use std::collections::BTreeMap;
 
 use super::*;
 
-const ALL: [Policy; 3] = [Policy::LeastLoad, Policy::WeightedRoundRobin, Policy::RoundRobin];
+const ALL: [Policy; 4] = [Policy::LeastLoad, Policy::WeightedRoundRobin, Policy::RoundRobin, Policy::RingHash];
 const MS: u64 = 1_000;
 
 /// A client under a virtual clock: calls end when their endpoint says so.
@@ -441,7 +441,7 @@ fn counts_in_flight_come_back_to_nothing() {
     }
     world.advance(100 * MS);
     assert!(world.peers.iter().all(|p| p.in_flight() == 0));
-    assert!(world.fleet.life_us.load(Relaxed) > 0);
+    assert!(world.fleet.spoke_after(0));
 }
 
 #[test]
@@ -481,9 +481,9 @@ fn a_call_that_is_at_an_endpoint_is_sent_beside_it_and_never_there_again() {
     for policy in ALL {
         let mut world = World::new(policy, &[1, 1, 1], 5);
         for _ in 0..50 {
-            let other = world.picker.pick_other(world.now_us, &mut world.rng, &[0, 2]).map(|c| c.item);
+            let other = world.picker.pick_other(None, world.now_us, &mut world.rng, &[0, 2]).map(|c| c.item);
             assert_eq!(other, Some(1), "{policy:?}");
         }
-        assert!(world.picker.pick_other(world.now_us, &mut world.rng, &[0, 1, 2]).is_none());
+        assert!(world.picker.pick_other(None, world.now_us, &mut world.rng, &[0, 1, 2]).is_none());
     }
 }

@@ -15,6 +15,7 @@ use super::{
 mod call;
 mod limits;
 mod restart;
+mod ring;
 mod service;
 
 use limits::LimitsForm;

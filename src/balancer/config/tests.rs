@@ -99,6 +99,7 @@ fn a_mistake_of_form_is_told_with_its_place_and_what_would_be_right() {
             "defaults: { health: { fall: often } }\n",
             "1:29: LKS0106: this is `often`, expected is a whole number from 0",
         ),
+        ("defaults: { ring_hash: { load_bound: much } }\n", "1:38: LKS0108: `much` is not a percentage"),
         ("listen: { client: here }\n", "1:19: LKS0108: `here` is not an IP address and port"),
         ("defaults: { policy: fastest }\n", "1:21: LKS0107: unknown word `fastest` (known here: least_load,"),
         (

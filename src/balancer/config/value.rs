@@ -91,6 +91,20 @@ impl<'de> Deserialize<'de> for Percent {
     }
 }
 
+/// A percentage that may be above a hundred: `125%` or 125.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ratio(pub(super) u32);
+
+impl<'de> Deserialize<'de> for Ratio {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let percent = text.strip_suffix('%').unwrap_or(&text).trim_end().parse();
+        percent
+            .map(Self)
+            .map_err(|_| de::Error::custom(format!("`{text}` is not a percentage: a whole number, as in 125%")))
+    }
+}
+
 /// Where to listen.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Socket(pub(super) SocketAddr);

@@ -306,6 +306,7 @@ fn differ_in_loads_alone(before: &Assignment, after: &Assignment) -> bool {
         && before.mode == after.mode
         && before.note == after.note
         && before.policy == after.policy
+        && before.ring == after.ring
         && before.endpoints.len() == after.endpoints.len();
     same_frame && {
         let key = |assignment: &Assignment| -> BTreeMap<_, _> {
@@ -337,6 +338,7 @@ mod tests {
             priority: 0,
             weight: *weight,
             reasons: Vec::new(),
+            is_keyed_by_instance: false,
         });
         Assignment {
             service: service("greeter"),
@@ -347,6 +349,7 @@ mod tests {
             note: String::new(),
             endpoints: endpoints.collect(),
             policy: PolicyKind::LeastLoad,
+            ring: None,
         }
     }
 

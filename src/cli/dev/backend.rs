@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     count: u16,
+    /// Name of the first one, the others add a dash and a number [default: the address]
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
     /// region/zone/subzone they register
     #[arg(long, default_value = "", hide_default_value = true)]
     locality: String,
@@ -128,6 +131,10 @@ fn config(args: &Args, index: u16) -> Result<backend::Config, Failure> {
     Ok(backend::Config {
         balancers: if args.no_report { Vec::new() } else { args.balancer.clone() },
         listen,
+        instance: args.instance.as_ref().map(|name| match index {
+            0 => name.clone(),
+            index => format!("{name}-{index}"),
+        }),
         locality: args.locality.clone(),
         mean: capacity.mean,
         distribution: match capacity.dist {

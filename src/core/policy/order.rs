@@ -15,6 +15,6 @@ pub(super) fn sort(policy: PolicyKind, tier: &mut [&EndpointSnapshot], cohort: &
         PolicyKind::WeightedRoundRobin => {
             tier.sort_by_cached_key(|e| (Reverse(e.weight), cohort.tie_break(&e.spec.address)));
         }
-        PolicyKind::RoundRobin => tier.sort_by_cached_key(|e| cohort.tie_break(&e.spec.address)),
+        PolicyKind::RoundRobin | PolicyKind::RingHash => tier.sort_by_cached_key(|e| cohort.tie_break(&e.spec.address)),
     }
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::{
     Problems,
     call::{CallForm, MethodForm},
+    ring::RingForm,
 };
 use crate::config::{
     Service,
@@ -36,6 +37,8 @@ pub(super) struct ServiceForm {
     #[serde(deserialize_with = "or_default")]
     locality: LocalityForm,
     subset_size: Maybe<u32>,
+    #[serde(deserialize_with = "or_default")]
+    ring_hash: RingForm,
     methods: Maybe<Vec<Spanned<MethodForm>>>,
     endpoint_calls_max: Maybe<u32>,
     retry_budget: Option<Percent>,
@@ -79,6 +82,7 @@ impl ServiceForm {
         problems.span("slow_start", &mut config.slow_start, &self.slow_start, Duration::ZERO);
         let subset_size_max = ENDPOINTS_PER_SERVICE_MAX as u32;
         problems.bounded("subset_size", &mut config.subset_size, &self.subset_size, 0, subset_size_max);
+        self.ring_hash.fill(&mut config.ring_hash, problems);
         config.policy = self.policy.unwrap_or(config.policy);
         config.panic_threshold_percent = self.panic_threshold.map_or(config.panic_threshold_percent, |p| p.0);
         config.locality.prefer_zone = self.locality.prefer_zone.unwrap_or(config.locality.prefer_zone);
