@@ -10,8 +10,10 @@ use std::{convert::Infallible, io, pin::pin, sync::Arc};
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use lookaside_tls::Io;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    net::TcpStream,
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -50,6 +52,9 @@ enum Error {
     /// Something else than gRPC.
     #[error("the peer does not speak HTTP/2 with prior knowledge")]
     NotHttp2,
+    /// No TLS, or not the certificate that is wanted.
+    #[error(transparent)]
+    Tls(#[from] lookaside_tls::Error),
     /// The network.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -82,6 +87,8 @@ impl Connection {
 pub(crate) struct Offer {
     /// Who answers.
     pub(crate) routes: Routes,
+    /// How connections are secured; `None` is plaintext.
+    pub(crate) tls: Option<lookaside_tls::Acceptor>,
     /// How much a peer may take: a connection keeps to what held when it came.
     pub(crate) live: Live,
     /// The path of the one method whose streams come by the thousand; of all others a connection has a few.
@@ -132,7 +139,7 @@ struct Listening {
 impl Listening {
     /// From the first byte to the last.
     async fn receive(&self, accepted: Accepted) -> Result<(), Error> {
-        let Accepted { mut stream, peer, slot } = accepted;
+        let Accepted { stream, peer, slot } = accepted;
         // A list is small and waited for.
         stream.set_nodelay(true)?;
         let info = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(peer) };
@@ -146,18 +153,19 @@ impl Listening {
             self.refuse("handshakes");
             return Err(Error::Crowded);
         };
-        // One deadline for everything up to the first request. A handshake of TLS belongs here, before the preface; all
-        // that follows takes any stream of bytes.
+        // One deadline for everything up to the first request.
         let deadline = Instant::now() + patience;
         let greeted = tokio::select! {
             () = self.offer.stop.cancelled() => return Ok(()),
-            greeted = timeout_at(deadline, preface(&mut stream)) => greeted,
+            greeted = timeout_at(deadline, self.greet(stream)) => greeted,
         };
-        match greeted {
-            Ok(Ok(())) => {}
+        let stream = match greeted {
+            Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                if matches!(error, Error::NotHttp2) {
-                    self.refuse("preface");
+                match error {
+                    Error::NotHttp2 => self.refuse("preface"),
+                    Error::Tls(_) => self.refuse("tls"),
+                    Error::Silent | Error::Crowded | Error::Io(_) | Error::Http(_) => {}
                 }
                 return Err(error);
             }
@@ -165,10 +173,21 @@ impl Listening {
                 self.refuse("preface_deadline");
                 return Err(Error::Silent);
             }
-        }
+        };
         let vitals = Vitals::new(slot.peer(), limits.streams_per_peer, turn);
         // On the heap: who waits for the handshake is to cost little.
         Box::pin(self.connection(stream, info, limits, vitals, deadline)).await
+    }
+
+    /// The handshake of TLS, where there is one, and the first bytes of HTTP/2.
+    async fn greet(&self, stream: TcpStream) -> Result<Io, Error> {
+        let mut io = match &self.offer.tls {
+            None => Io::Plain(stream),
+            // On the heap: most of its size is for the moment of the handshake.
+            Some(tls) => Box::pin(tls.accept(stream)).await?,
+        };
+        preface(&mut io).await?;
+        Ok(io)
     }
 
     /// Those of one peer wait for each other, and only then for the rest.

@@ -15,12 +15,16 @@ use crate::{
     driver::Handle,
     frontend::clients::Clients,
     limits::ADMIN_REQUEST_BYTES_MAX,
+    tls::Certificates,
 };
 
+mod access;
 mod decisions;
 mod explain;
 mod orders;
 mod views;
+
+pub(crate) use access::Token;
 
 /// The service.
 #[derive(Clone)]
@@ -38,6 +42,10 @@ pub(crate) struct Parts {
     pub(crate) live: Live,
     /// Where it listens.
     pub(crate) addresses: Listen,
+    /// What the listeners show.
+    pub(crate) certificates: Certificates,
+    /// What operators on other machines show; `None` lets them order nothing.
+    pub(crate) token: Option<Token>,
     /// Report streams open.
     pub(crate) report_streams: Box<dyn Fn() -> usize + Send + Sync>,
     /// Cancelled when the balancer is about to stop.
@@ -152,11 +160,7 @@ impl admin_server::Admin for Service {
         request: Request<v1::SetOverrideRequest>,
     ) -> Result<Response<v1::SetOverrideResponse>, Status> {
         let peer = request.remote_addr();
-        // Where a request comes from must be known to be trusted.
-        if !peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
-            let words = "orders are taken from the balancer's own machine alone";
-            return Err(refused(Code::PermissionDenied, "LOOPBACK_ONLY", words, &[]));
-        }
+        access::may_order(self.0.token.as_ref(), peer, request.metadata()).await?;
         orders::set(&self.0, request.into_inner(), peer).await.map(Response::new)
     }
 }

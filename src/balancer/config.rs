@@ -21,11 +21,13 @@ use lookaside_core::{
 mod file;
 mod live;
 mod problem;
+mod security;
 mod tree;
 mod value;
 
 pub(crate) use live::{InForce, Live, Refused};
 pub use problem::{Code, Error, Location, Problem};
+pub use security::{AllowPlaintext, ListenerTls, Security, Token, exposed_reason};
 pub use value::Network;
 
 /// Everything a balancer is told. The default is a loopback balancer with self-registration.
@@ -33,6 +35,8 @@ pub use value::Network;
 pub struct Config {
     /// Where it listens.
     pub listen: Listen,
+    /// Who may listen in, and who may order.
+    pub security: Security,
     /// Who it is.
     pub node: Node,
     /// Where overrides and the last known good lists outlive a restart; `None` keeps nothing.
@@ -58,6 +62,7 @@ pub struct Origin {
     pub(crate) digest: u64,
     /// Of the file; flags may say otherwise.
     listen: Listen,
+    security: Security,
     node: Node,
     data_dir: Option<PathBuf>,
     limits: Limits,
@@ -65,8 +70,8 @@ pub struct Origin {
 
 impl Origin {
     fn new(path: &Path, digest: u64, config: &Config) -> Self {
-        let Config { listen, node, data_dir, limits, .. } = config.clone();
-        Self { path: path.to_owned(), digest, listen, node, data_dir, limits }
+        let Config { listen, security, node, data_dir, limits, .. } = config.clone();
+        Self { path: path.to_owned(), digest, listen, security, node, data_dir, limits }
     }
 
     /// Reads the file again, for a balancer that runs: its digest, and what it says. `None` when its digest is still this

@@ -21,6 +21,7 @@ mod store;
 mod telemetry;
 #[cfg(test)]
 mod testing;
+mod tls;
 
 pub use config::Config;
 pub use run::{Error, Running, run};

@@ -185,3 +185,12 @@ pub(crate) const WATCH_PERIOD_MIN: Duration = Duration::from_millis(100);
 /// Services with a label of their own in metrics, over the life of the process; further ones are counted together as
 /// `other`, since a label once used is kept for ever.
 pub(crate) const SERVICE_LABELS_MAX: usize = 1_000;
+
+/// A token of operators that is shorter is refused at the start: it could be guessed.
+pub(crate) const TOKEN_BYTES_MIN: usize = 16;
+
+/// A longer one is refused as well: it is not a token, but some other file.
+pub(crate) const TOKEN_BYTES_MAX: usize = 4_096;
+
+/// Ways to connect to endpoints over TLS that are kept open; beyond them, which takes as many reloads, all are read anew.
+pub(crate) const OPENED_MAX: usize = 10_000;

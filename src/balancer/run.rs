@@ -18,8 +18,8 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     accept::{self, Acceptor, Offer},
-    admin,
-    config::{Config, Listen, Live},
+    admin::{self, Token},
+    config::{Config, Listen, Live, exposed_reason},
     driver::{self, Handle},
     frontend::{
         clients::Clients,
@@ -35,6 +35,7 @@ use crate::{
         gauges::{self, Numbers},
         page::{self, Page},
     },
+    tls::Certificates,
 };
 
 /// What `grpc.health.v1` answers for, besides the server as a whole.
@@ -52,6 +53,22 @@ pub enum Error {
         address: SocketAddr,
         /// The system's words.
         reason: io::Error,
+    },
+    /// A listener that others reach, without TLS and without a word that this is meant.
+    #[error("{}", exposed_reason(.listener, *.address))]
+    Exposed {
+        /// client or admin.
+        listener: &'static str,
+        /// As configured.
+        address: SocketAddr,
+    },
+    /// Files that make a listener or a check secure are of no use.
+    #[error("{what}: {reason}")]
+    Secrets {
+        /// What they are for.
+        what: String,
+        /// What is wrong with them.
+        reason: lookaside_tls::Error,
     },
     /// A part of the balancer failed; the log has its words.
     #[error("the balancer failed: {0}")]
@@ -82,13 +99,18 @@ impl Running {
 /// # Errors
 /// [`Error::Listen`] when an address is taken; nothing is left running then.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running, Error> {
+    let Secrets { certificates, token } = secrets(&config)?;
     let (client, client_address) = listen("client", config.listen.client).await?;
     let (admin, admin_address) = listen("admin", config.listen.admin).await?;
     let (metrics, metrics_address) = listen("metrics", config.listen.metrics).await?;
     let addresses = Listen { client: client_address, admin: admin_address, metrics: metrics_address };
     let recorder = telemetry::install();
-    if !addresses.admin.ip().is_loopback() {
-        tracing::warn!(address = %addresses.admin, "whoever reaches the admin listener can read everything; it has no access control yet");
+    for (listener, address, tls) in
+        [("client", addresses.client, &config.security.client), ("admin", addresses.admin, &config.security.admin)]
+    {
+        if tls.is_none() && !address.ip().to_canonical().is_loopback() {
+            tracing::warn!(listener, %address, "in plaintext where others reach it, as listen.allow_plaintext says: everybody on the way reads along");
+        }
     }
     let tokens = Tokens::default();
     let rooms = TaskTracker::new();
@@ -123,6 +145,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
         node: config.node.id.clone(),
         live: live.clone(),
         addresses,
+        certificates: certificates.clone(),
+        token,
         report_streams: Box::new(move || report_streams.open()),
         draining: tokens.draining.clone(),
     });
@@ -134,11 +158,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
         [("client", client, picks, Some(pick::METHOD)), ("admin", admin, orders, None)]
     {
         let acceptor = Acceptor::new(name, listener, limits.connections, limits.connections_per_peer);
-        let offer = Offer { routes: routes.prepare(), live: live.clone(), many, stop: tokens.leave.clone() };
+        let tls = certificates.of(name);
+        let offer = Offer { routes: routes.prepare(), tls, live: live.clone(), many, stop: tokens.leave.clone() };
         listeners.spawn(accept::serve(acceptor, offer));
     }
     listeners.close();
-    let numbers = move || numbers(&driver, &clients);
+    rooms.spawn(certificates.clone().watch(tokens.stop.clone()));
+    let numbers = move || {
+        let mut numbers = numbers(&driver, &clients);
+        numbers.extend(certificates.numbers());
+        numbers
+    };
     let page = Arc::new(Page::new(recorder.clone(), numbers, tokens.draining.clone()));
     let acceptor = Acceptor::new("metrics", metrics, METRICS_CONNECTIONS_MAX, METRICS_CONNECTIONS_MAX);
     rooms.spawn(page::serve(acceptor, page, tokens.stop.clone()));
@@ -200,6 +230,31 @@ async fn until(
     others?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What is read from files that nobody else is to see.
+struct Secrets {
+    certificates: Certificates,
+    token: Option<Token>,
+}
+
+/// Reads them, before anything is opened: a balancer that is less secure than it was told to be does not start.
+fn secrets(config: &Config) -> Result<Secrets, Error> {
+    let security = &config.security;
+    if let Some((listener, address)) = security.exposed(&config.listen).next() {
+        return Err(Error::Exposed { listener, address });
+    }
+    let failed = |what: String| |reason| Error::Secrets { what, reason };
+    let certificates =
+        Certificates::load(security).map_err(|(listener, reason)| failed(format!("tls.{listener}"))(reason))?;
+    let token = security.token.as_ref().map(Token::load).transpose().map_err(failed("admin.token_file".to_owned()))?;
+    let services = config.services.iter().map(|service| (service.name.to_string(), &service.config.tls));
+    for (name, tls) in services.chain([("defaults".to_owned(), &config.defaults.tls)]) {
+        if let Some(tls) = tls {
+            probe::open(tls).map_err(failed(format!("tls of {name}")))?;
+        }
+    }
+    Ok(Secrets { certificates, token })
 }
 
 /// Starts the driver with what outlived the last start. Without it it starts all the same, and says so.

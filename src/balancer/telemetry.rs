@@ -42,7 +42,9 @@ declare! {
     CONFIG_RELOAD_FAILED Gauge Count "lookaside_config_reload_failed" "1 while the configuration file is refused and the last good one holds";
     CONFIG_APPLIED_TIMESTAMP_SECONDS Gauge Seconds "lookaside_config_applied_timestamp_seconds" "When the configuration in force was applied, seconds since 1970";
     CONNECTIONS Gauge Count "lookaside_connections" "Connections open, by listener";
-    CONNECTIONS_REFUSED_TOTAL Counter Count "lookaside_connections_refused_total" "Connections closed before their time, by listener and reason (cap, peer_cap, file_descriptors, handshakes, preface, preface_deadline, first_request_deadline, flood)";
+    CONNECTIONS_REFUSED_TOTAL Counter Count "lookaside_connections_refused_total" "Connections closed before their time, by listener and reason (cap, peer_cap, file_descriptors, handshakes, tls, preface, preface_deadline, first_request_deadline, flood)";
+    CERTIFICATE_EXPIRY_SECONDS Gauge Seconds "lookaside_certificate_expiry_seconds" "Time until the certificate in use expires, below 0 when it has, by listener";
+    CERTIFICATE_RELOADS_TOTAL Counter Count "lookaside_certificate_reloads_total" "Times that certificate files changed, by listener and result (taken, refused)";
     ENDPOINTS Gauge Count "lookaside_endpoints" "Endpoints known, by service and state";
     ENDPOINTS_EXCLUDED Gauge Count "lookaside_endpoints_excluded" "Endpoints not offered, by service and main reason";
     SERVICE_LIST_MODE Gauge Count "lookaside_service_list_mode" "1 for the mode a service is in, by service and mode";

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use lookaside_balancer::Error;
-use lookaside_balancer::config::{Config, Listen};
+use lookaside_balancer::config::{Config, Listen, Token};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,8 @@ use crate::{address, output};
   lookaside serve --listen-client 127.0.0.1:0 --listen-admin 127.0.0.1:0 --listen-metrics 127.0.0.1:0
 
 When it serves it writes one line to stdout: {\"client\":\"127.0.0.1:7400\",\"admin\":...,\"metrics\":...}.
+A client or admin listener off loopback needs a certificate (tls in the configuration) or --allow-plaintext.
+LOOKASIDE_ADMIN_TOKEN may hold the token that operators on other machines show.
 SIGTERM or SIGINT drains: it says NOT_SERVING, streams are told to move on, then it exits. A second one exits at once.")]
 pub(crate) struct Args {
     /// Configuration file; flags override it
@@ -34,10 +36,25 @@ pub(crate) struct Args {
     /// /metrics, /livez, /readyz [default: 127.0.0.1:7402]
     #[arg(long, value_name = "ADDR", value_parser = address::parse_listen)]
     listen_metrics: Option<SocketAddr>,
+    /// Listeners that may be in plaintext where others reach them: client, admin
+    #[arg(long, value_name = "LISTENER[,LISTENER]", value_delimiter = ',')]
+    allow_plaintext: Vec<Listener>,
     /// Where overrides outlive a restart [default: nowhere]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 }
+
+/// A listener that is in plaintext unless it has a certificate.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Listener {
+    /// Picks and reports.
+    Client,
+    /// Administration.
+    Admin,
+}
+
+/// The variable that may hold the token of operators.
+const TOKEN_VARIABLE: &str = "LOOKASIDE_ADMIN_TOKEN";
 
 /// What is said on stdout when it serves.
 #[derive(Serialize)]
@@ -58,6 +75,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             Error::Listen { listener, .. } => {
                 failure.next(format!("lookaside serve --listen-{listener} 127.0.0.1:0, or another port"))
             }
+            Error::Exposed { .. } | Error::Secrets { .. } => Failure::new(Exit::Config, chain(&error)),
             Error::Failed(_) => failure,
         }
     })?;
@@ -95,6 +113,16 @@ fn configuration(args: Args) -> Result<Config, Failure> {
     config.listen.admin = args.listen_admin.unwrap_or(config.listen.admin);
     config.listen.metrics = args.listen_metrics.unwrap_or(config.listen.metrics);
     config.data_dir = args.data_dir.or(config.data_dir);
+    let security = &mut config.security;
+    security.allow_plaintext.client |= args.allow_plaintext.contains(&Listener::Client);
+    security.allow_plaintext.admin |= args.allow_plaintext.contains(&Listener::Admin);
+    if let Some(token) = std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty()) {
+        if security.token.is_some() {
+            let text = format!("admin.token_file and {TOKEN_VARIABLE} are both set: which of them holds?");
+            return Err(Failure::new(Exit::Config, text));
+        }
+        security.token = Some(Token::Text(token));
+    }
     Ok(config)
 }
 
@@ -111,11 +139,13 @@ mod tests {
             listen_admin: None,
             listen_metrics: None,
             data_dir: Some("d".into()),
+            allow_plaintext: vec![Listener::Client],
         };
         let config = configuration(args).unwrap();
         assert_eq!(config.listen.client, listen);
         assert_eq!(config.listen.admin, Config::default().listen.admin);
         assert_eq!(config.data_dir, Some("d".into()));
+        assert!(config.security.allow_plaintext.client && !config.security.allow_plaintext.admin);
     }
 
     #[test]
@@ -126,6 +156,7 @@ mod tests {
             listen_admin: None,
             listen_metrics: None,
             data_dir: None,
+            allow_plaintext: Vec::new(),
         };
         assert_eq!(configuration(args).err().map(|failure| failure.exit), Some(Exit::Config));
     }

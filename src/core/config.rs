@@ -56,6 +56,19 @@ pub struct ServiceConfig {
     pub ring_hash: RingConfig,
     /// How clients make its calls.
     pub calls: CallConfig,
+    /// How its endpoints are connected to when they are checked; `None` is plaintext.
+    pub tls: Option<EndpointTls>,
+}
+
+/// Endpoints speak TLS, and show the name that their `tls_name` says. Files, by name: what is in them is not known here.
+#[derive(Debug, Default, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EndpointTls {
+    /// Whose certificates are good.
+    pub ca: String,
+    /// What is shown to endpoints that ask for a certificate; empty shows none.
+    pub cert: String,
+    /// Its key.
+    pub key: String,
 }
 
 impl Default for ServiceConfig {
@@ -71,6 +84,7 @@ impl Default for ServiceConfig {
             subset_size: 100,
             ring_hash: RingConfig::default(),
             calls: CallConfig::default(),
+            tls: None,
         }
     }
 }

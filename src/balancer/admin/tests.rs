@@ -42,6 +42,8 @@ async fn balancer() -> Balancer {
         node: "lb-0".to_owned(),
         live: Live::fixed(Config::default()),
         addresses: Listen { client: any, admin: any, metrics: any },
+        certificates: Certificates::default(),
+        token: None,
         report_streams: Box::new(|| 3),
         draining: CancellationToken::new(),
     });

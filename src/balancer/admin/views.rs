@@ -17,6 +17,7 @@ use crate::{
     driver::unix_ms,
     frontend::clients::{Standing, View},
     store::FileState,
+    tls::CertificateView,
 };
 
 /// The whole balancer on one page.
@@ -40,6 +41,7 @@ pub(super) fn status(parts: &Parts) -> v1::Status {
         report_streams: count((parts.report_streams)()),
         sources: sources(&snapshot, now),
         draining: parts.draining.is_cancelled(),
+        certificates: parts.certificates.views().into_iter().map(certificate).collect(),
         data: parts.driver.files().into_iter().map(data_file).collect(),
         config: configuration(&parts.live.in_force()),
     }
@@ -68,6 +70,17 @@ fn configuration(in_force: &InForce) -> Option<v1::ConfigStatus> {
         refused_ms_ago: in_force.refused.as_ref().map_or(0, |refused| ago(refused.at_unix_ms)),
         problems: in_force.refused.as_ref().map(|refused| refused.reasons.clone()).unwrap_or_default(),
     })
+}
+
+fn certificate(view: CertificateView) -> v1::Certificate {
+    v1::Certificate {
+        listener: view.listener.to_owned(),
+        names: view.names,
+        not_before_unix_ms: view.not_before_unix_ms,
+        not_after_unix_ms: view.not_after_unix_ms,
+        ending: view.is_ending,
+        refused: view.refused,
+    }
 }
 
 fn sources(snapshot: &Snapshot, now: Timestamp) -> Vec<v1::SourceStatus> {

@@ -6,7 +6,7 @@ use lookaside_core::{config::ServiceConfig, limits::SERVICES_MAX, model::Instanc
 use serde::Deserialize;
 
 use super::{
-    Config, Error, Listen, Network, Node, Origin, Registration,
+    Config, Error, Listen, Network, Node, Origin, Registration, Security, exposed_reason,
     problem::{Code, Location, Problem},
     tree::{self, Spanned},
     value::{Maybe, Socket, Span, or_default},
@@ -16,9 +16,11 @@ mod call;
 mod limits;
 mod restart;
 mod ring;
+mod security;
 mod service;
 
 use limits::LimitsForm;
+use security::{AdminForm, Plaintext, TlsForm};
 use service::ServiceForm;
 
 /// No duration of the file may be longer: the wire carries milliseconds in 32 bits.
@@ -29,6 +31,10 @@ const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 struct Form {
     #[serde(deserialize_with = "or_default")]
     listen: ListenForm,
+    #[serde(deserialize_with = "or_default")]
+    tls: TlsForm,
+    #[serde(deserialize_with = "or_default")]
+    admin: AdminForm,
     #[serde(deserialize_with = "or_default")]
     node: NodeForm,
     data_dir: Maybe<PathBuf>,
@@ -48,6 +54,8 @@ struct ListenForm {
     client: Maybe<Socket>,
     admin: Maybe<Socket>,
     metrics: Maybe<Socket>,
+    #[serde(deserialize_with = "or_default")]
+    allow_plaintext: Vec<Plaintext>,
 }
 
 #[derive(Default, Deserialize)]
@@ -116,7 +124,7 @@ impl Problems {
 }
 
 impl Form {
-    fn into_config(self, running: Option<&Origin>, problems: &mut Problems) -> Config {
+    fn into_config(mut self, running: Option<&Origin>, problems: &mut Problems) -> Config {
         let name = self.defaults.name.as_ref().map(|name| name.referenced);
         let endpoints = self.defaults.endpoints.as_ref().map(|endpoints| endpoints.referenced);
         for at in name.into_iter().chain(endpoints) {
@@ -129,9 +137,13 @@ impl Form {
         let mut names = BTreeSet::new();
         let services =
             self.services.iter().filter_map(|s| s.value.service(s.referenced, &defaults, &mut names, problems));
+        let services = services.collect();
+        let (tls, admin) = (std::mem::take(&mut self.tls), std::mem::take(&mut self.admin));
+        let security = security::security(tls, admin, &self.listen.allow_plaintext, problems);
         let config = Config {
-            services: services.collect(),
-            listen: self.listen.listen(problems),
+            services,
+            listen: self.listen.listen(&security, problems),
+            security,
             node: self.node.node(problems),
             data_dir: self.data_dir.as_ref().map(|dir| dir.value.clone()),
             registration: self.registration.registration(problems),
@@ -147,7 +159,7 @@ impl Form {
 }
 
 impl ListenForm {
-    fn listen(&self, problems: &mut Problems) -> Listen {
+    fn listen(&self, security: &Security, problems: &mut Problems) -> Listen {
         let mut listen = Listen::default();
         let mut taken = Vec::new();
         for (to, from) in
@@ -160,6 +172,11 @@ impl ListenForm {
                 }
             }
             taken.push(*to);
+        }
+        for (listener, address) in security.exposed(&listen) {
+            let at = if listener == "admin" { &self.admin } else { &self.client };
+            let at = at.as_ref().map(|at| at.referenced).unwrap_or_default();
+            problems.add(at, Code::Exposed, exposed_reason(listener, address));
         }
         listen
     }

@@ -37,13 +37,15 @@ pub enum Code {
     NotIdempotent,
     /// A key that does nothing without another.
     NoEffect,
+    /// A listener that others reach, in plaintext, without a word that this is meant.
+    Exposed,
     /// A change that a running balancer cannot make.
     NeedsRestart,
 }
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Unreadable,
         Self::Syntax,
         Self::UnknownKey,
@@ -59,6 +61,7 @@ impl Code {
         Self::Conflict,
         Self::NotIdempotent,
         Self::NoEffect,
+        Self::Exposed,
         Self::NeedsRestart,
     ];
 
@@ -80,6 +83,7 @@ impl Code {
             Self::Conflict => "LKS0203",
             Self::NotIdempotent => "LKS0204",
             Self::NoEffect => "LKS0205",
+            Self::Exposed => "LKS0206",
             Self::NeedsRestart => "LKS0301",
         }
     }
@@ -87,7 +91,12 @@ impl Code {
     /// Whether it is about what else the file says: not to be told while a part of the file could not be read.
     pub(super) fn needs_the_whole(self) -> bool {
         match self {
-            Self::MissingKey | Self::Conflict | Self::NotIdempotent | Self::NoEffect | Self::NeedsRestart => true,
+            Self::MissingKey
+            | Self::Conflict
+            | Self::NotIdempotent
+            | Self::NoEffect
+            | Self::Exposed
+            | Self::NeedsRestart => true,
             Self::Unreadable
             | Self::Syntax
             | Self::UnknownKey

@@ -82,7 +82,7 @@ services:
 #[test]
 fn a_mistake_of_form_is_told_with_its_place_and_what_would_be_right() {
     for (text, told) in [
-        ("listn: {}\n", "1:1: LKS0103: unknown key `listn`; did you mean `listen`? (known here: listen, node,"),
+        ("listn: {}\n", "1:1: LKS0103: unknown key `listn`; did you mean `listen`? (known here: listen, tls,"),
         ("services:\n  - name: a\n    leese: 5s\n", "3:5: LKS0103: unknown key `leese`; did you mean `lease`?"),
         ("services:\n  - name: a\n    endpoints: [{address: 'a:1', wait: 5}]\n", "3:34: LKS0103: unknown key `wait`"),
         ("services:\n  - name: a\n    endpoints: [{weight: 5}]\n", "3:17: LKS0105: the key `address` is missing"),

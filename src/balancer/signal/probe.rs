@@ -2,27 +2,76 @@
 //! connection per endpoint that nothing else uses. It follows the snapshots and judges nothing: what a failed check means
 //! is the table's to say.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use lookaside_core::{
-    config::HealthConfig,
+    config::{EndpointTls, HealthConfig},
     model::{Address, ServiceName},
     snapshot::{ServiceSnapshot, Snapshot},
 };
+use lookaside_tls::Tls;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{driver::Handle, limits::PROBE_LOOK_PERIOD};
+use crate::{
+    driver::Handle,
+    limits::{OPENED_MAX, PROBE_LOOK_PERIOD},
+};
 
 mod link;
 mod prober;
 
 use prober::Prober;
 
+/// What connects to endpoints that speak TLS.
+///
+/// # Errors
+/// When its files are of no use.
+pub(crate) fn open(tls: &EndpointTls) -> Result<Tls, lookaside_tls::Error> {
+    let builder = Tls::builder().ca_file(&tls.ca);
+    if tls.cert.is_empty() { builder.build() } else { builder.identity_files(&tls.cert, &tls.key).build() }
+}
+
+/// Files are read once for all endpoints that are connected to alike.
+#[derive(Default)]
+struct Opened(Mutex<BTreeMap<EndpointTls, Option<Tls>>>);
+
+impl Opened {
+    /// `None` when the files are of no use: that is our fault, of which nothing follows for an endpoint. Said once, and
+    /// tried again each time.
+    fn get(&self, tls: &EndpointTls) -> Option<Tls> {
+        let mut opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if opened.len() >= OPENED_MAX {
+            opened.clear();
+        }
+        let before = opened.get(tls).cloned();
+        if let Some(Some(tls)) = before {
+            return Some(tls);
+        }
+        let now = open(tls);
+        if let Err(error) = &now
+            && before.is_none()
+        {
+            tracing::error!(%error, "endpoints that this is for are not checked");
+        }
+        let now = now.ok();
+        opened.insert(tls.clone(), now.clone());
+        now
+    }
+}
+
 /// Checks every endpoint of every service, at most `checks_at_once` at a time, until `stop` is cancelled.
 pub(crate) async fn run(driver: Handle, checks_at_once: usize, stop: CancellationToken) {
     let mut snapshots = driver.snapshots();
-    let mut probes = Probes { driver, permits: Arc::new(Semaphore::new(checks_at_once)), services: BTreeMap::new() };
+    let mut probes = Probes {
+        driver,
+        permits: Arc::new(Semaphore::new(checks_at_once)),
+        opened: Arc::default(),
+        services: BTreeMap::new(),
+    };
     let mut seen = Arc::<Snapshot>::default();
     loop {
         let now = Arc::clone(&snapshots.borrow_and_update());
@@ -44,10 +93,21 @@ pub(crate) async fn run(driver: Handle, checks_at_once: usize, stop: Cancellatio
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Target {
     health: HealthConfig,
+    /// How it is connected to; `None` is plaintext.
+    tls: Option<EndpointTls>,
+    /// The name it has to show then; empty means the host of its address.
+    tls_name: Arc<str>,
     /// Which start of the backend: another one is another process.
     incarnation: u64,
     /// Counts up when a check is wanted at once.
     wanted: u64,
+}
+
+impl Target {
+    /// Whether the same connection would be made.
+    fn is_reached_like(&self, other: &Self) -> bool {
+        (self.incarnation, &self.tls, &self.tls_name) == (other.incarnation, &other.tls, &other.tls_name)
+    }
 }
 
 /// A task that checks one endpoint; dropped, it ends.
@@ -59,6 +119,7 @@ struct Running {
 struct Probes {
     driver: Handle,
     permits: Arc<Semaphore>,
+    opened: Arc<Opened>,
     services: BTreeMap<ServiceName, BTreeMap<Address, Running>>,
 }
 
@@ -78,6 +139,8 @@ impl Probes {
         for endpoint in &service.endpoints {
             let target = Target {
                 health: service.config.health.clone(),
+                tls: service.config.tls.clone(),
+                tls_name: Arc::clone(&endpoint.spec.tls_name),
                 incarnation: endpoint.spec.incarnation,
                 wanted: endpoint.check_wanted,
             };
@@ -89,7 +152,8 @@ impl Probes {
                 Some(_) | None => {
                     let address = endpoint.spec.address.clone();
                     let (sender, targets) = watch::channel(target);
-                    let prober = Prober::new(&self.driver, &self.permits, service.name.clone(), address.clone());
+                    let prober =
+                        Prober::new(&self.driver, &self.permits, &self.opened, service.name.clone(), address.clone());
                     let task = AbortOnDropHandle::new(tokio::spawn(prober.run(targets)));
                     running.insert(address, Running { target: sender, task });
                 }

@@ -35,7 +35,10 @@ pub(super) fn check(form: &Form, config: &Config, running: &Origin, problems: &m
         ("node.id", at(&form.node.id), running.node.id.clone(), config.node.id.clone()),
         ("data_dir", at(&form.data_dir), dir(&running.data_dir), dir(&config.data_dir)),
     ];
-    for (key, at, old, new) in listeners.into_iter().chain(limits).chain(others) {
+    // What is in the files that these name may change at any time.
+    let secured = config.security.told().into_iter().zip(running.security.told());
+    let secured = secured.map(|((key, new), (_, old))| (key, crate::config::Location::default(), old, new));
+    for (key, at, old, new) in listeners.into_iter().chain(limits).chain(others).chain(secured) {
         if old != new {
             let reason = format!("{key} is now {new} and was {old}: that needs a restart of the balancer");
             problems.add(at, Code::NeedsRestart, reason);

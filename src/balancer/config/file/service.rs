@@ -13,6 +13,7 @@ use super::{
     Problems,
     call::{CallForm, MethodForm},
     ring::RingForm,
+    security::EndpointTlsForm,
 };
 use crate::config::{
     Service,
@@ -43,6 +44,7 @@ pub(super) struct ServiceForm {
     endpoint_calls_max: Maybe<u32>,
     retry_budget: Option<Percent>,
     hedge_budget: Option<Percent>,
+    tls: Maybe<EndpointTlsForm>,
 }
 
 #[derive(Default, Deserialize)]
@@ -91,6 +93,7 @@ impl ServiceForm {
         let (methods, endpoint_calls_max) = (&self.methods, &self.endpoint_calls_max);
         let (retry_budget, hedge_budget) = (self.retry_budget, self.hedge_budget);
         CallForm { methods, endpoint_calls_max, retry_budget, hedge_budget }.fill(&mut config.calls, problems);
+        EndpointTlsForm::fill(&self.tls, &mut config.tls, problems);
         self.check_together(&config, problems);
         config
     }

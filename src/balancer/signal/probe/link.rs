@@ -3,7 +3,6 @@
 
 use std::{
     error::Error as StdError,
-    io,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -11,7 +10,8 @@ use std::{
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lookaside_core::{event::CheckOutcome, model::Address};
-use tokio::{net::TcpStream, sync::watch};
+use lookaside_tls::{Error, Tls, dial};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status, body::Body};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -52,17 +52,15 @@ struct Watch {
 
 impl Link {
     /// Connects; the outcome says why that did not work.
-    pub(super) async fn open(address: &Address) -> Result<Self, CheckOutcome> {
-        let unreachable = |e: io::Error| CheckOutcome::Unreachable { detail: words(&e) };
-        let stream = TcpStream::connect(address.as_str()).await.map_err(unreachable)?;
-        stream.set_nodelay(true).map_err(unreachable)?;
+    pub(super) async fn open(address: &Address, tls: Option<(&Tls, &str)>) -> Result<Self, CheckOutcome> {
+        let stream = dial(address.as_str(), tls).await.map_err(|e| unreachable(&e))?;
         let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(|e| broken(&e))?;
         let connection = tokio::spawn(async move {
             // Why it ended shows in the call that ended with it.
             let _ = connection.await;
         });
-        let origin = format!("http://{address}").parse().map_err(|_| {
+        let origin = format!("{}://{address}", if tls.is_some() { "https" } else { "http" }).parse().map_err(|_| {
             // An address is a valid authority; this is for the compiler.
             CheckOutcome::Unreachable { detail: "the address is no authority".to_owned() }
         })?;
@@ -192,6 +190,15 @@ fn broken(error: &hyper::Error) -> CheckOutcome {
         return CheckOutcome::NotGrpc { detail: format!("it does not speak HTTP/2: {detail}") };
     }
     CheckOutcome::Unreachable { detail }
+}
+
+/// Why there is no connection.
+pub(super) fn unreachable(error: &Error) -> CheckOutcome {
+    match error {
+        Error::Tcp(error) => CheckOutcome::Unreachable { detail: words(error) },
+        Error::NotTls(_) | Error::NotHttp2 => CheckOutcome::NotGrpc { detail: error.to_string() },
+        error => CheckOutcome::Unreachable { detail: error.to_string() },
+    }
 }
 
 /// An error's words without the system's number, which says nothing more.

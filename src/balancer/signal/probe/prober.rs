@@ -6,14 +6,14 @@ use lookaside_core::{
     event::{CheckOutcome, Event},
     model::{Address, ServiceName},
 };
+use lookaside_tls::{Tls, dial};
 use tokio::{
-    net::TcpStream,
     sync::{Semaphore, watch},
     time::{Instant, sleep_until, timeout},
 };
 
 use super::{
-    Target,
+    Opened, Target,
     link::{self, Answer, Link, Watched},
 };
 use crate::{driver::Handle, limits::WATCH_PERIOD_MIN, telemetry};
@@ -21,6 +21,7 @@ use crate::{driver::Handle, limits::WATCH_PERIOD_MIN, telemetry};
 pub(super) struct Prober {
     driver: Handle,
     permits: Arc<Semaphore>,
+    opened: Arc<Opened>,
     service: ServiceName,
     address: Address,
     link: Option<Link>,
@@ -32,10 +33,17 @@ pub(super) struct Prober {
 }
 
 impl Prober {
-    pub(super) fn new(driver: &Handle, permits: &Arc<Semaphore>, service: ServiceName, address: Address) -> Self {
+    pub(super) fn new(
+        driver: &Handle,
+        permits: &Arc<Semaphore>,
+        opened: &Arc<Opened>,
+        service: ServiceName,
+        address: Address,
+    ) -> Self {
         Self {
             driver: driver.clone(),
             permits: Arc::clone(permits),
+            opened: Arc::clone(opened),
             service,
             address,
             link: None,
@@ -47,17 +55,18 @@ impl Prober {
 
     /// Checks at once, then at the interval and whenever the target changes.
     pub(super) async fn run(mut self, mut targets: watch::Receiver<Target>) {
-        let mut incarnation = targets.borrow().incarnation;
+        let mut before = targets.borrow().clone();
         loop {
             let target = targets.borrow_and_update().clone();
-            if target.incarnation != incarnation {
-                incarnation = target.incarnation;
+            if !target.is_reached_like(&before) {
                 (self.link, self.is_tcp_only, self.may_watch) = (None, false, true);
             }
+            before = target.clone();
             let jitter = rand::random_range(0.9..1.1);
             let next = Instant::now() + target.health.interval.mul_f64(jitter);
-            let outcome = self.check(&target).await;
-            self.tell(outcome).await;
+            if let Some(outcome) = self.check(&target).await {
+                self.tell(outcome).await;
+            }
             self.watch(&target);
             if !self.idle(next, &mut targets).await {
                 return;
@@ -65,13 +74,19 @@ impl Prober {
         }
     }
 
-    async fn check(&mut self, target: &Target) -> CheckOutcome {
+    /// `None` when there is nothing to be known, by a fault of ours.
+    async fn check(&mut self, target: &Target) -> Option<CheckOutcome> {
+        let tls = match &target.tls {
+            None => None,
+            Some(tls) => Some(self.opened.get(tls)?),
+        };
+        let tls = tls.as_ref().map(|tls| (tls, &*target.tls_name));
         let permits = Arc::clone(&self.permits);
         // Waiting for a turn is not the endpoint's fault; the semaphore is never closed.
         let _permit = permits.acquire().await;
         let began = Instant::now();
         let deadline = target.health.deadline;
-        let outcome = match timeout(deadline, self.attempt(&target.health.service)).await {
+        let outcome = match timeout(deadline, self.attempt(&target.health.service, tls)).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 // It may be the connection that hangs, not the backend: the next check makes a new one.
@@ -81,17 +96,17 @@ impl Prober {
         };
         metrics::histogram!(telemetry::HEALTH_CHECK_DURATION_SECONDS).record(began.elapsed());
         metrics::counter!(telemetry::HEALTH_CHECKS_TOTAL, "result" => word(&outcome)).increment(1);
-        outcome
+        Some(outcome)
     }
 
-    async fn attempt(&mut self, health_service: &str) -> CheckOutcome {
+    async fn attempt(&mut self, health_service: &str, tls: Option<(&Tls, &str)>) -> CheckOutcome {
         if self.is_tcp_only {
-            return match TcpStream::connect(self.address.as_str()).await {
+            return match dial(self.address.as_str(), tls).await {
                 Ok(_) => CheckOutcome::Passed,
                 Err(error) => {
                     // Perhaps another program starts here next.
                     self.is_tcp_only = false;
-                    CheckOutcome::Unreachable { detail: link::words(&error) }
+                    link::unreachable(&error)
                 }
             };
         }
@@ -103,7 +118,7 @@ impl Prober {
                 Answer::Broken(_) => self.link = None,
             }
         }
-        let mut link = match Link::open(&self.address).await {
+        let mut link = match Link::open(&self.address, tls).await {
             Ok(link) => link,
             Err(outcome) => return outcome,
         };

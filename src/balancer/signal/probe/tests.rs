@@ -220,9 +220,10 @@ async fn a_wish_for_a_check_is_granted_at_once_and_a_removed_endpoint_is_left_al
     let (driver, stop) = start_driver(ServiceConfig::default());
     let address = Address::parse(&server.address.to_string()).unwrap();
     let permits = Arc::new(Semaphore::new(1));
-    let mut target = Target { health: config(SELDOM, DEADLINE).health, incarnation: 1, wanted: 0 };
+    let mut target =
+        Target { health: config(SELDOM, DEADLINE).health, tls: None, tls_name: "".into(), incarnation: 1, wanted: 0 };
     let (sender, targets) = watch::channel(target.clone());
-    let task = tokio::spawn(Prober::new(&driver, &permits, service(), address).run(targets));
+    let task = tokio::spawn(Prober::new(&driver, &permits, &Arc::default(), service(), address).run(targets));
     until_true(|| script.checks.load(Ordering::SeqCst) == 1).await;
     target.wanted = 1;
     sender.send_replace(target.clone());
