@@ -18,6 +18,7 @@ use lookaside_core::{
     model::{EndpointSpec, Instance, ServiceName},
 };
 
+mod dns;
 mod file;
 mod live;
 mod problem;
@@ -25,6 +26,7 @@ mod security;
 mod tree;
 mod value;
 
+pub use dns::{Dns, Records};
 pub(crate) use live::{InForce, Live, Refused};
 pub use problem::{Code, Error, Location, Problem};
 pub use security::{AllowPlaintext, ListenerTls, Security, Token, exposed_reason};
@@ -115,8 +117,10 @@ pub struct Service {
     pub name: ServiceName,
     /// How it is balanced.
     pub config: ServiceConfig,
-    /// Who serves it; `None` leaves that to registrations, an empty list says nobody does.
+    /// Who serves it; `None` leaves that to others, an empty list says nobody does.
     pub endpoints: Option<Vec<EndpointSpec>>,
+    /// The DNS name that says who serves it, besides.
+    pub dns: Option<Dns>,
 }
 
 /// Who may register endpoints.

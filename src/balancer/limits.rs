@@ -194,3 +194,23 @@ pub(crate) const TOKEN_BYTES_MAX: usize = 4_096;
 
 /// Ways to connect to endpoints over TLS that are kept open; beyond them, which takes as many reloads, all are read anew.
 pub(crate) const OPENED_MAX: usize = 10_000;
+/// Questions to name servers under way for one DNS name; further ones wait.
+pub(crate) const DNS_LOOKUPS_PER_SOURCE_MAX: usize = 16;
+
+/// Questions to name servers under way for all DNS names; further ones wait.
+pub(crate) const DNS_LOOKUPS_MAX: usize = 256;
+
+/// A name server that has not answered by then is asked once more, or the next one is.
+pub(crate) const DNS_REPLY_WAIT: Duration = Duration::from_secs(2);
+
+/// Time for all questions of one round about one DNS name. What is not answered by then has failed.
+pub(crate) const DNS_ROUND_MAX: Duration = Duration::from_secs(10);
+
+/// Aliases (CNAME) followed in a row; with a further one the answer has failed.
+pub(crate) const DNS_ALIASES_MAX: usize = 8;
+
+/// Targets of SRV records; an answer that names more is refused whole, and its source turns stale.
+pub(crate) const DNS_TARGETS_MAX: usize = 1_000;
+
+/// An answer that there is nothing is believed when it was given this often in a row; until then it counts as a failure.
+pub(crate) const DNS_EMPTY_TRIES: u32 = 3;

@@ -28,7 +28,7 @@ use crate::{
     },
     limits::METRICS_CONNECTIONS_MAX,
     signal::{Holders, probe, report},
-    source::{Source as _, file::File},
+    source::{Source as _, dns::Names, file::File},
     store::{self, Store},
     telemetry::{
         self, PICK_STREAMS, PICK_STREAMS_UNSYNCED,
@@ -121,9 +121,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     let file = File::new(source, in_force);
     // Before anybody can ask, so that what is configured is never unknown.
     file.begin(&driver).await;
+    let mut names = Names::new(driver.clone(), tokens.stop.clone(), rooms.clone());
+    names.apply(&config.services).await;
     // Every source there is has said by now what it will speak of.
     driver.tell(Event::SourcesNamed).await;
     rooms.spawn(file.follow(driver.clone(), tokens.stop.clone()));
+    rooms.spawn(names.keep_up(live.clone()));
     let mut vital = JoinSet::new();
     vital.spawn(probe::run(driver.clone(), config.limits.checks_at_once, tokens.stop.clone()));
     let cohorts = Arc::new(Cohorts::new(driver.clone()));

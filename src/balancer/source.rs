@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::driver::Handle;
 
+pub(crate) mod dns;
 pub(crate) mod file;
 
 /// Something that says which endpoints exist.

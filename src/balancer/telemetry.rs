@@ -64,6 +64,8 @@ declare! {
     PROPAGATION_DURATION_SECONDS Histogram Seconds "lookaside_propagation_duration_seconds" "Time from a change of state to a list written to a stream";
     CLIENT_CALLS_TOTAL Counter Count "lookaside_client_calls_total" "Calls as clients told of them, by service and outcome (ok, caller, cancelled, overload, endpoint, deadline, connect_failed)";
     ADMIN_ACTIONS_TOTAL Counter Count "lookaside_admin_actions_total" "Overrides asked for, by action and result (done, previewed, refused)";
+    DNS_LOOKUPS_TOTAL Counter Count "lookaside_dns_lookups_total" "Questions to name servers that came to an end, by result (found, empty, nxdomain, timeout, servfail, refused, unusable, unreachable)";
+    DNS_ROUND_DURATION_SECONDS Histogram Seconds "lookaside_dns_round_duration_seconds" "Time to ask everything about one DNS name once";
     EVENTS_REFUSED_TOTAL Counter Count "lookaside_events_refused_total" "Facts that the table did not take";
     INVARIANTS_BROKEN_TOTAL Counter Count "lookaside_invariants_broken_total" "Services whose last good snapshot was kept since the next one would have broken a promise: a mistake in the balancer";
     HEALTH_CHECKS_TOTAL Counter Count "lookaside_health_checks_total" "Checks of endpoints that came to an end, by result";

@@ -13,6 +13,7 @@ use super::{
 };
 
 mod call;
+mod dns;
 mod limits;
 mod restart;
 mod ring;
@@ -127,7 +128,8 @@ impl Form {
     fn into_config(mut self, running: Option<&Origin>, problems: &mut Problems) -> Config {
         let name = self.defaults.name.as_ref().map(|name| name.referenced);
         let endpoints = self.defaults.endpoints.as_ref().map(|endpoints| endpoints.referenced);
-        for at in name.into_iter().chain(endpoints) {
+        let dns = self.defaults.dns.as_ref().map(|dns| dns.referenced);
+        for at in name.into_iter().chain(endpoints).chain(dns) {
             problems.add(at, Code::Misplaced, "defaults are for all services: they have neither a name nor endpoints");
         }
         let defaults = self.defaults.config(&ServiceConfig::default(), problems);

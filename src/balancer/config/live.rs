@@ -44,6 +44,13 @@ impl Live {
         Self::start(config, 0).1
     }
 
+    /// Waits until something else holds, or the file is refused. Never ends once nobody can change it any more.
+    pub(crate) async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     /// The configuration that holds now.
     pub(crate) fn config(&self) -> Arc<Config> {
         Arc::clone(&self.0.borrow().config)

@@ -1,6 +1,6 @@
 use lookaside_core::{
     config::{MethodPath, MethodRule, PolicyKind, RetryCode},
-    model::Address,
+    model::{Address, Locality},
 };
 
 use super::*;
@@ -310,4 +310,87 @@ fn no_text_makes_it_panic() {
 fn a_file_that_is_not_there_is_named() {
     let error = Config::load(Path::new("/nowhere/lookaside.yaml")).unwrap_err();
     assert!(error.to_string().starts_with("/nowhere/lookaside.yaml: "), "{error}");
+}
+
+#[test]
+fn a_dns_name_says_who_serves_a_service() {
+    let text = "
+services:
+  - name: a
+    dns: { name: greeter.example., port: 50051 }
+  - name: b
+    endpoints: [10.0.0.1:1]
+    dns:
+      name: _grpc._tcp.greeter.example
+      type: SRV
+      servers: [10.0.0.2, '[::1]:5353']
+      refresh_min: 2s
+      refresh_max: 10s
+      locality: eu/a
+      priority: 3
+      tls_name: x.y
+  - name: c
+    dns: { name: web, type: AAAA, port: 1, weight: 7, search: true }
+";
+    let config = Config::parse("f", text).unwrap();
+    let dns: Vec<&Dns> = config.services.iter().filter_map(|service| service.dns.as_ref()).collect();
+    let port = |port| std::num::NonZeroU16::new(port).unwrap();
+    let expected = Dns {
+        name: "greeter.example".into(),
+        records: Records::Addresses { v4: true, v6: true, port: port(50051), weight: 100 },
+        servers: Vec::new(),
+        search: false,
+        refresh_min: Duration::from_secs(1),
+        refresh_max: Duration::from_secs(30),
+        locality: Locality::unknown(),
+        priority: 0,
+        tls_name: None,
+    };
+    assert_eq!(*dns[0], expected);
+    let expected = Dns {
+        name: "_grpc._tcp.greeter.example".into(),
+        records: Records::Srv,
+        servers: ["10.0.0.2:53", "[::1]:5353"].map(|server| server.parse().unwrap()).to_vec(),
+        refresh_min: Duration::from_secs(2),
+        refresh_max: Duration::from_secs(10),
+        locality: Locality::parse("eu/a").unwrap(),
+        priority: 3,
+        tls_name: Some("x.y".into()),
+        ..expected
+    };
+    assert_eq!(*dns[1], expected);
+    assert_eq!(dns[2].records, Records::Addresses { v4: false, v6: true, port: port(1), weight: 7 });
+    assert!(dns[2].search);
+}
+
+#[test]
+fn a_dns_name_that_makes_no_sense_is_refused_with_its_reason() {
+    for (dns, word) in [
+        ("{ port: 1 }", "needs the `name`"),
+        ("{ name: a.b }", "needs a `port`"),
+        ("{ name: a.b, port: 0 }", "cannot be called"),
+        ("{ name: 'a b', port: 1 }", "not a DNS name"),
+        ("{ name: 10.0.0.1, port: 1 }", "not a DNS name"),
+        ("{ name: a..b, port: 1 }", "not a DNS name"),
+        ("{ name: a.b, type: MX }", "MX"),
+        ("{ name: a.b, type: SRV, port: 1 }", "have their own"),
+        ("{ name: a.b, type: SRV, weight: 1 }", "have their own"),
+        ("{ name: a.b, port: 1, weight: 0 }", "1 to 10000"),
+        ("{ name: a.b, port: 1, priority: 128 }", "0 to 127"),
+        ("{ name: a.b, port: 1, servers: [] }", "1 to 8"),
+        ("{ name: a.b, port: 1, servers: [localhost] }", "not an IP address"),
+        ("{ name: a.b, port: 1, servers: [10.0.0.2, '10.0.0.2:53'] }", "twice"),
+        ("{ name: a.b, port: 1, search: true, servers: [10.0.0.2] }", "search list"),
+        ("{ name: a.b., port: 1, search: true }", "dot at its end"),
+        ("{ name: a.b, port: 1, refresh_min: 40s }", "longer than"),
+        ("{ name: a.b, port: 1, refresh_min: 1ms }", "allowed"),
+    ] {
+        let found = problems(&format!("services: [{{ name: s, dns: {dns} }}]"));
+        assert!(found.len() == 1 && found[0].contains(word), "{dns}: {found:?}");
+    }
+    let found = problems("defaults: { dns: { name: a.b, port: 1 } }");
+    assert!(found[0].contains("for all services"), "{found:?}");
+    let long = "s".repeat(253);
+    let found = problems(&format!("services: [{{ name: {long}, dns: {{ name: a.b, port: 1 }} }}]"));
+    assert!(found.len() == 1 && found[0].contains("source"), "{found:?}");
 }

@@ -33,6 +33,7 @@ fn config() -> Config {
         name: ServiceName::parse("greeter").unwrap(),
         config: Default::default(),
         endpoints: Some(vec![EndpointSpec::at(address("127.0.0.1:9"))]),
+        dns: None,
     };
     Config { listen: Listen { client: any, admin: any, metrics: any }, services: vec![service], ..Config::default() }
 }

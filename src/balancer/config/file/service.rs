@@ -12,11 +12,12 @@ use serde::Deserialize;
 use super::{
     Problems,
     call::{CallForm, MethodForm},
+    dns::DnsForm,
     ring::RingForm,
     security::EndpointTlsForm,
 };
 use crate::config::{
-    Service,
+    Dns, Service,
     problem::{Code, Location},
     tree::Spanned,
     value::{Endpoint, EndpointForm, Maybe, Percent, Span, or_default},
@@ -28,6 +29,7 @@ use crate::config::{
 pub(super) struct ServiceForm {
     pub(super) name: Maybe<String>,
     pub(super) endpoints: Maybe<Vec<Spanned<Endpoint>>>,
+    pub(super) dns: Maybe<DnsForm>,
     policy: Option<PolicyKind>,
     #[serde(deserialize_with = "or_default")]
     health: HealthForm,
@@ -129,6 +131,7 @@ impl ServiceForm {
     ) -> Option<Service> {
         let config = self.config(defaults, problems);
         let endpoints = self.endpoints.as_ref().map(|listed| endpoints(listed, problems));
+        let dns = self.dns.as_ref().and_then(|form| form.value.dns(form.referenced, problems));
         let Some(name) = &self.name else {
             problems.add(at, Code::MissingKey, "a service needs a `name`");
             return None;
@@ -137,7 +140,10 @@ impl ServiceForm {
         if !names.insert(parsed.clone()) {
             problems.add(name.referenced, Code::Duplicate, format!("service {parsed} is there twice"));
         }
-        Some(Service { name: parsed, config, endpoints })
+        if dns.is_some() {
+            problems.parsed(name.referenced, Dns::source(&parsed));
+        }
+        Some(Service { name: parsed, config, endpoints, dns })
     }
 }
 
