@@ -58,7 +58,7 @@ impl Channel {
     }
 
     /// Connects to a target such as `lookaside://127.0.0.1:7400/greeter`, or with several balancers
-    /// `lookaside://lb-0:7400,lb-1:7400/greeter`. Waits up to 2 s for the first list.
+    /// `lookaside://lb-0:7400,lb-1:7400/greeter`; a name stands for all its addresses. Waits up to 2 s for the first list.
     ///
     /// # Errors
     /// When the target is not understood, or no balancer answered in that time.

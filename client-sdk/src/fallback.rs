@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    list::ENDPOINTS_MAX,
+    list::{ENDPOINTS_MAX, Listed},
     pool::Pool,
     resolve::{self, Name},
 };
@@ -34,14 +34,14 @@ pub(crate) async fn stand_by(pool: &Arc<Pool>, fallback: &[String], first_list_t
             continue;
         }
         resolve::refresh(&mut names, Instant::now() + PATIENCE).await;
-        let addresses: Vec<String> =
-            names.iter().flat_map(Name::places).map(|place| place.address.to_string()).take(ENDPOINTS_MAX).collect();
+        let places = names.iter().flat_map(Name::places).take(ENDPOINTS_MAX);
+        let endpoints: Vec<Listed> = places.map(|place| Listed::fallback(&place)).collect();
         let trouble = names.iter().map(Name::trouble).find(|trouble| !trouble.is_empty());
         if let Some(trouble) = trouble {
             tracing::warn!(service = pool.service, "a fallback is not found: {trouble}");
         }
-        let period = if addresses.is_empty() { ASK_AGAIN } else { ASK_PERIOD };
-        pool.fall_back(&addresses);
+        let period = if endpoints.is_empty() { ASK_AGAIN } else { ASK_PERIOD };
+        pool.fall_back(&endpoints);
         let needed = async { while pool.needs_fallback() && changes.changed().await.is_ok() {} };
         // Its time over, and still needed: the names may lead elsewhere by now.
         let _ = timeout(period, needed).await;

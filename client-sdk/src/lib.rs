@@ -17,7 +17,7 @@
 //! # }
 //! ```
 //!
-//! What it does with each call:
+//! What it does with each call, and around it:
 //!
 //! - **chooses** among the connected endpoints of the best priority by the policy in the list ([`picker`]);
 //! - **moves** the call to another endpoint by itself when the first one provably did not process it, and only then;
@@ -26,6 +26,8 @@
 //! - **limits** it: a deadline set by the caller holds for the whole call and travels with it; calls without one get a default
 //!   of 15 s that does not cut streams; what a server calls while it serves a call can end with that call ([`deadline`]);
 //! - **counts** how it ended, by whom the end blames ([`outcome`]), and tells the balancer once a second, suspicions at once;
+//! - **outlives** its balancers: it asks several, each address of each name, one at a time; the last list serves while none
+//!   answers, and with [`Builder::cache_dir`] it is there for the next start as well;
 //! - **explains** a failure: [`why`] gives it typed, the status message in words, with the command that tells more.
 //!
 //! A laptop needs no balancer: [`Channel::from_env`] with `LOOKASIDE_TARGET=static://127.0.0.1:50051`.

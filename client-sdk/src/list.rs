@@ -1,7 +1,7 @@
 //! The list a client holds, and what a new one from a balancer does to it. Parsed here, at the edge: a list that exists is sound.
 //! Pure; who connects to what is for `pool` to say.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use http::HeaderName;
 use lookaside_proto::v1;
@@ -9,6 +9,7 @@ use lookaside_proto::v1;
 use crate::{
     error::cut,
     picker::Policy,
+    resolve::Place,
     snapshot::{Mode, Version},
     target,
 };
@@ -47,7 +48,15 @@ impl Listed {
         self.priority == SPARE_PRIORITY
     }
 
-    /// An endpoint of a fallback or of a static target: all alike.
+    /// An endpoint of a fallback. Whatever the name leads to has to show a certificate for that name.
+    pub(crate) fn fallback(place: &Place) -> Self {
+        let host = place.name.rsplit_once(':').map_or(&*place.name, |(host, _)| host);
+        let is_name = place.name.parse::<SocketAddr>().is_err();
+        let tls_name = if is_name { host.to_owned() } else { String::new() };
+        Self { tls_name, ..Self::plain(place.address.to_string()) }
+    }
+
+    /// An endpoint of a static target: all alike.
     pub(crate) fn plain(address: String) -> Self {
         Self {
             hash_key: address.clone(),
@@ -93,8 +102,13 @@ pub(crate) struct List {
 }
 
 impl List {
-    /// A list that nobody sent: a fallback or a static target.
+    /// A list that nobody sent: a static target.
     pub(crate) fn plain(addresses: &[String]) -> Self {
+        Self::unsent(addresses.iter().cloned().map(Listed::plain).collect())
+    }
+
+    /// A list of these endpoints that nobody sent.
+    pub(crate) fn unsent(endpoints: Vec<Listed>) -> Self {
         Self {
             version: None,
             digest: 0,
@@ -103,7 +117,7 @@ impl List {
             note: String::new(),
             policy: Policy::LeastLoad,
             ring: None,
-            endpoints: addresses.iter().cloned().map(Listed::plain).collect(),
+            endpoints,
             time_to_live_ms: 0,
         }
     }
@@ -190,14 +204,13 @@ impl List {
     }
 
     /// The list with these behind all that it names, as long as no balancer says more.
-    pub(crate) fn with_spares(&self, addresses: &[String]) -> List {
+    pub(crate) fn with_spares(&self, spares: &[Listed]) -> List {
         let mut list = self.clone();
         list.endpoints.retain(|e| !e.is_spare());
         let named: BTreeSet<&str> = self.endpoints.iter().map(|e| &*e.address).collect();
-        let spare =
-            |address: &String| Listed { priority: SPARE_PRIORITY, kept: true, ..Listed::plain(address.clone()) };
+        let behind = |spare: &Listed| Listed { priority: SPARE_PRIORITY, kept: true, ..spare.clone() };
         let room = ENDPOINTS_MAX.saturating_sub(list.endpoints.len());
-        list.endpoints.extend(addresses.iter().filter(|a| !named.contains(a.as_str())).take(room).map(spare));
+        list.endpoints.extend(spares.iter().filter(|e| !named.contains(&*e.address)).take(room).map(behind));
         list
     }
 
@@ -345,7 +358,8 @@ mod tests {
     #[test]
     fn spares_stand_behind_the_list_and_go_with_the_next_word_of_a_balancer() {
         let held = list(7, 1, true, &[("x:1", 1), ("y:1", 0)]);
-        let with = held.with_spares(&["s:1".to_owned(), "y:1".to_owned()]).with_spares(&["t:1".to_owned()]);
+        let spares = |all: &[&str]| all.iter().map(|a| Listed::plain((*a).to_owned())).collect::<Vec<_>>();
+        let with = held.with_spares(&spares(&["s:1", "y:1"])).with_spares(&spares(&["t:1"]));
         assert_eq!(weights(&with), [("x:1", 1), ("y:1", 0), ("t:1", PLAIN_WEIGHT)]);
         assert!(with.has_spares() && with.endpoints[2].priority > PRIORITY_MAX);
         assert_eq!(with.offered().map(|e| &*e.address).collect::<Vec<_>>(), ["x:1"]);
@@ -354,6 +368,13 @@ mod tests {
             with.rebased(Version { epoch: 9, sequence: 5 }, true),
             held.rebased(Version { epoch: 9, sequence: 5 }, true)
         );
+    }
+
+    #[test]
+    fn a_fallback_has_to_show_the_name_it_was_found_by() {
+        let found = |name: &str| Listed::fallback(&Place { name: name.into(), address: ([10, 0, 0, 1], 5).into() });
+        assert_eq!((&*found("db.example:5").tls_name, &*found("db.example:5").address), ("db.example", "10.0.0.1:5"));
+        assert_eq!(found("10.0.0.1:5").tls_name, "");
     }
 
     #[test]

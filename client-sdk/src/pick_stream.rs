@@ -25,6 +25,8 @@ use requests::Requests;
 
 /// Without a word for this long, three heartbeats, a stream is dead, whatever the connection looks like.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// The same for the first word to a client without a list, where there is another balancer to ask: calls wait for it.
+const SILENCE_FIRST_MAX: Duration = Duration::from_secs(1);
 /// The same where the balancer said that it knows no such service, and so has nothing to repeat: another one may know it.
 const SILENCE_UNKNOWN_MAX: Duration = Duration::from_secs(60);
 /// Back-off after a failure, of each balancer by itself.
@@ -71,7 +73,9 @@ pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<Stri
         let balancer = place.address.to_string();
         pool.drop_old_outcomes();
         pool.change_view(|view| view.connected(balancer.clone()));
-        let end = Session::run(&pool, cache, opened).await;
+        let in_need = !pool.has_list() && plan.knows_others(&place);
+        let silence_max = if in_need { SILENCE_FIRST_MAX } else { SILENCE_MAX };
+        let end = Session::run(&pool, cache, opened, silence_max).await;
         let now = Instant::now();
         if now - began >= RECONNECT_LONGEST {
             plan.proved(&place);
@@ -124,7 +128,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    async fn run(pool: &'a Arc<Pool>, cache: Option<&'a Cache>, opened: Opened) -> End {
+    async fn run(pool: &'a Arc<Pool>, cache: Option<&'a Cache>, opened: Opened, silence_max: Duration) -> End {
         let mut session = Self {
             pool,
             cache,
@@ -132,7 +136,7 @@ impl<'a> Session<'a> {
             requests: opened.requests,
             period: REPORT_PERIOD,
             rng: pool.rng(),
-            silence_max: SILENCE_MAX,
+            silence_max,
             incomplete: None,
         };
         session.follow(opened.stream).await
@@ -177,6 +181,7 @@ impl<'a> Session<'a> {
 
     /// Acts on one message. `Some` when the session is over.
     fn take(&mut self, kind: pick_response::Kind) -> Option<End> {
+        self.silence_max = SILENCE_MAX;
         match kind {
             pick_response::Kind::List(list) if list.service == self.pool.service => self.take_list(list),
             pick_response::Kind::Tick(tick) if tick.service == self.pool.service => self.take_tick(&tick),
@@ -209,7 +214,6 @@ impl<'a> Session<'a> {
     }
 
     fn take_list(&mut self, wire: lookaside_proto::v1::List) -> Option<End> {
-        self.silence_max = SILENCE_MAX;
         let version = wire.version;
         let kept = self.cache.map(|_| wire.clone());
         let list = match List::parse(wire) {
@@ -247,7 +251,6 @@ impl<'a> Session<'a> {
     }
 
     fn take_tick(&mut self, tick: &Tick) -> Option<End> {
-        self.silence_max = SILENCE_MAX;
         self.pool.advice.take_budgets(tick.retry_budget_percent, tick.hedge_budget_percent);
         if tick.report_period_ms > 0 {
             let period = Duration::from_millis(u64::from(tick.report_period_ms));

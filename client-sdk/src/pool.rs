@@ -31,7 +31,7 @@ use crate::{
     advice::Advice,
     cache::Cached,
     endpoint::{Endpoint, Link},
-    list::List,
+    list::{List, Listed},
     picker::{Fleet, Offer, Picker, Rings, Rng},
     room::Room,
     snapshot::ListSource,
@@ -250,20 +250,20 @@ impl Pool {
     }
 
     /// Uses these in place of a list, or behind one, if that is still needed.
-    pub(crate) fn fall_back(&self, addresses: &[String]) {
+    pub(crate) fn fall_back(&self, endpoints: &[Listed]) {
         let mut state = self.state();
-        if addresses.is_empty() || !state.needs_fallback() {
+        if endpoints.is_empty() || !state.needs_fallback() {
             return;
         }
         let (view, is_a_balancers) = (&state.view, state.view.is_a_balancers());
         let list = match &view.list {
-            Some(held) if is_a_balancers => held.with_spares(addresses),
-            Some(_) | None => List::plain(addresses),
+            Some(held) if is_a_balancers => held.with_spares(endpoints),
+            Some(_) | None => List::unsent(endpoints.to_vec()),
         };
         if view.list.as_ref() == Some(&list) {
             return;
         }
-        tracing::warn!(service = self.service, endpoints = addresses.len(), "using the fallback endpoints");
+        tracing::warn!(service = self.service, endpoints = endpoints.len(), "using the fallback endpoints");
         if !is_a_balancers {
             return self.apply_to(state, list, ListSource::Fallback, None);
         }

@@ -6,6 +6,7 @@ mod schedule;
 mod summary;
 mod tally;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -43,6 +44,8 @@ pub struct Config {
     pub client_id: String,
     /// Where the clients are: region/zone/subzone; empty when unknown.
     pub locality: String,
+    /// Where clients keep their lists for the next run; none: nowhere.
+    pub cache_dir: Option<PathBuf>,
     /// Calls per second, all clients together.
     pub rate_per_s: f64,
     /// How long calls are started; none: until stopped.
@@ -69,6 +72,7 @@ impl Config {
             clients: 3,
             client_id: String::new(),
             locality: String::new(),
+            cache_dir: None,
             rate_per_s: 600.0,
             duration: Some(Duration::from_secs(20)),
             deadline: Duration::from_secs(1),
@@ -125,11 +129,15 @@ impl Run {
         let run_id = rand::random();
         let prefix = if config.client_id.is_empty() { format!("load-{run_id:016x}") } else { config.client_id.clone() };
         let channels = try_join_all((0..config.clients).map(|number| {
-            Channel::builder(&config.service)
+            let channel = Channel::builder(&config.service)
                 .balancers(&config.balancers)
                 .client_id(format!("{prefix}-{number}"))
-                .locality(&config.locality)
-                .connect()
+                .locality(&config.locality);
+            match &config.cache_dir {
+                Some(folder) => channel.cache_dir(folder),
+                None => channel,
+            }
+            .connect()
         }))
         .await?;
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

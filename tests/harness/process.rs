@@ -99,7 +99,7 @@ impl Process {
     pub fn start<A: AsRef<str>>(args: &[A]) -> Self {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         let mut command = Command::new(binary());
-        for variable in ["LOOKASIDE_ADDR", "LOOKASIDE_LOG", "LOOKASIDE_TARGET", "RUST_LOG"] {
+        for variable in ["LOOKASIDE_ADDR", "LOOKASIDE_CACHE_DIR", "LOOKASIDE_LOG", "LOOKASIDE_TARGET", "RUST_LOG"] {
             command.env_remove(variable);
         }
         let command = command.args(&args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -121,6 +121,11 @@ impl Plan {
         waiting.map(|known| known.not_before.unwrap_or(now)).min()
     }
 
+    /// Whether there is anybody to ask but this one.
+    pub(super) fn knows_others(&self, place: &Place) -> bool {
+        self.known.iter().any(|known| known.place.address != place.address)
+    }
+
     /// Why nobody is known, where that is so.
     pub(super) fn trouble(&self) -> Option<String> {
         let troubles: Vec<&str> = self.names.iter().map(Name::trouble).filter(|trouble| !trouble.is_empty()).collect();

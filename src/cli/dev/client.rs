@@ -1,6 +1,7 @@
 //! `lookaside dev client`: open-loop load through the SDK, from a process of its own.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lookaside_load::generator;
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// region/zone/subzone they say they are in
     #[arg(long, default_value = "", hide_default_value = true)]
     locality: String,
+    /// Where they keep their lists, to start with when no balancer answers
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
     /// Calls per second, all clients together
     #[arg(long, value_name = "R", default_value_t = 600.0)]
     rate: f64,
@@ -58,6 +62,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         clients: usize::from(args.clients),
         client_id: args.client_id,
         locality: args.locality,
+        cache_dir: args.cache_dir,
         rate_per_s: args.rate,
         duration: Some(args.for_),
         deadline: args.deadline,

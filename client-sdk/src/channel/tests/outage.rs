@@ -103,6 +103,19 @@ async fn a_start_does_not_wait_for_a_balancer_that_takes_connections_and_says_no
 }
 
 #[tokio::test]
+async fn a_client_without_a_list_does_not_wait_for_a_balancer_that_answers_without_a_word() {
+    let backend = Backend::start().await;
+    let all = balancers(2, &backend).await;
+    all[0].forget("echo");
+    for _ in 0..4 {
+        let channel = ask(&all).lazy().unwrap();
+        let reply = EchoClient::new(channel.clone()).unary(says(b"x")).await.unwrap();
+        assert_eq!(picked(&reply).unwrap().address.to_string(), backend.address);
+        assert_eq!(in_use(&channel), all[1].address());
+    }
+}
+
+#[tokio::test]
 async fn a_balancer_that_falls_silent_is_left_for_another() {
     let backend = Backend::start().await;
     let all = balancers(2, &backend).await;
