@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lookaside_balancer::Error;
 use lookaside_balancer::config::{Config, Listen, Token};
+use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -81,10 +82,12 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     })?;
     let Listen { client, admin, metrics } = running.addresses;
     output::json(&Ready { client, admin, metrics })?;
+    tell_manager(NotifyState::Ready);
     let mut finished = std::pin::pin!(running.finished());
     let ended = tokio::select! {
         ended = &mut finished => ended,
         () = stop.requested() => {
+            tell_manager(NotifyState::Stopping);
             shutdown.cancel();
             tokio::select! {
                 ended = &mut finished => ended,
@@ -95,6 +98,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         }
     };
     ended.map_err(|error| Failure::new(Exit::Failed, chain(&error)))
+}
+
+/// Tells the service manager that started this process, if one asked to be told (systemd's `Type=notify`).
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        eprintln!("cannot tell the service manager: {error}; going on");
+    }
 }
 
 fn configuration(args: Args) -> Result<Config, Failure> {

@@ -97,11 +97,17 @@ impl Lines {
 impl Process {
     /// Starts the binary with these arguments and nothing of the environment that it listens to.
     pub fn start<A: AsRef<str>>(args: &[A]) -> Self {
+        Self::start_with(args, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub fn start_with<A: AsRef<str>>(args: &[A], environment: &[(&str, &str)]) -> Self {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         let mut command = Command::new(binary());
         for variable in ["LOOKASIDE_ADDR", "LOOKASIDE_CACHE_DIR", "LOOKASIDE_LOG", "LOOKASIDE_TARGET", "RUST_LOG"] {
             command.env_remove(variable);
         }
+        command.envs(environment.iter().copied());
         let command = command.args(&args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = Lines::of(child.stdout.take().unwrap());
