@@ -7,6 +7,8 @@
 
 #[path = "harness/follower.rs"]
 mod follower;
+#[path = "harness/picks.rs"]
+mod picks;
 #[path = "harness/process.rs"]
 mod process;
 #[path = "harness/relay.rs"]
@@ -26,6 +28,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 pub use follower::{Follower, Held};
 pub use nix::sys::signal::Signal;
+pub use picks::Picks;
 pub use process::{Output, PROCESS_MAX, Process, TemporaryDirectory, TemporaryFile, binary, cli, nowhere};
 pub use relay::Relay;
 
@@ -59,6 +62,17 @@ pub async fn hold_for(what: &str, duration: Duration, mut condition: impl AsyncF
 /// Waits for a moment that the promise itself names, such as a quarter of slow start.
 pub async fn wait_until(moment: Instant) {
     tokio::time::sleep_until(moment.into()).await;
+}
+
+/// What a client of the harness waits before it comes back.
+async fn pause(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// From 0 to 1, different for everybody.
+fn chance() -> f64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
 }
 
 /// The rest of the suite waits: for what measures time or load.

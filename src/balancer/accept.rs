@@ -6,10 +6,18 @@
 //! This is our own and not the router's library's server because that one sends no GOAWAY when both an age and a grace
 //! are set, spins when file descriptors run out, and does not let a peer's memory be bounded.
 
-use std::{convert::Infallible, io, pin::pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use lookaside_tls::Io;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
@@ -33,11 +41,15 @@ use crate::{
 mod acceptor;
 mod meter;
 mod peers;
+mod tasks;
 mod vitals;
 
 pub(crate) use acceptor::{Accepted, Acceptor};
 use meter::{Flood, Meter, PREFACE};
 use peers::Peer;
+use tasks::Tasks;
+pub(crate) use tasks::{Ended, Task};
+pub(crate) use vitals::later;
 use vitals::{Answer, Vitals};
 
 /// Why a connection ended early.
@@ -64,21 +76,45 @@ enum Error {
 }
 
 /// The connection that a request came on; in the extensions of every request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Connection {
     leave: CancellationToken,
+    /// What its streams take up together, counted by whoever serves them.
+    unfinished_bytes: Arc<AtomicUsize>,
+    subscriptions: Arc<AtomicUsize>,
 }
 
 impl Connection {
-    /// Cancelled when the peer is told to go away: at its age, at the end of the balancer, or by [`Connection::leave`].
-    /// Long streams then end by themselves; those that do not are cut after the grace.
+    fn new(leave: CancellationToken) -> Self {
+        Self { leave, ..Self::default() }
+    }
+
+    /// Cancelled when the peer is told to go away: at its age, or at the end of the balancer. Long streams then end by
+    /// themselves; those that do not are cut after the grace.
     pub(crate) fn leaving(&self) -> &CancellationToken {
         &self.leave
     }
 
-    /// Tells the peer to go away.
-    pub(crate) fn leave(&self) {
-        self.leave.cancel();
+    /// Bytes of messages that have not come to their end.
+    pub(crate) fn unfinished_bytes(&self) -> usize {
+        self.unfinished_bytes.load(Ordering::Relaxed)
+    }
+
+    /// One stream had so many of them, and has so many now.
+    pub(crate) fn count_unfinished(&self, before: usize, now: usize) {
+        self.unfinished_bytes.fetch_add(now, Ordering::Relaxed);
+        self.unfinished_bytes.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// Counts a subscription, if there are fewer than `max`.
+    pub(crate) fn subscribe(&self, max: usize) -> bool {
+        let more = |count| (count < max).then_some(count + 1);
+        self.subscriptions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// So many fewer.
+    pub(crate) fn unsubscribe(&self, count: usize) {
+        self.subscriptions.fetch_sub(count, Ordering::Relaxed);
     }
 }
 
@@ -206,15 +242,21 @@ impl Listening {
         deadline: Instant,
     ) -> Result<(), Error> {
         let io = TokioIo::new(Meter::new(io, limits.streams_per_connection));
-        let this = Connection { leave: self.offer.stop.child_token() };
+        let this = Connection::new(self.offer.stop.child_token());
         let leave = this.leave.clone();
+        let tasks = Tasks::default();
         let service = hyper::service::service_fn(|mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(info.clone());
             request.extensions_mut().insert(this.clone());
+            if self.offer.many == Some(request.uri().path()) {
+                let task = Task::default();
+                request.extensions_mut().insert(task.clone());
+                tasks.expect(task);
+            }
             let answer = self.answer(request, &vitals, &this);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let mut served = pin!(builder(&limits).serve_connection(io, service));
+        let mut served = pin!(builder(&limits, tasks.clone()).serve_connection(io, service));
         // Within 10 % either way, so that connections made together do not come back together.
         let age = limits.connection_age.mul_f64(rand::random_range(0.9..1.1));
         tokio::select! {
@@ -298,8 +340,8 @@ fn has_flooded(error: &hyper::Error) -> bool {
     false
 }
 
-fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn builder(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
+    let mut builder = http2::Builder::new(tasks);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams_per_connection)

@@ -111,20 +111,55 @@ pub(crate) const RESETS_PENDING_MAX: usize = 20;
 /// Subscriptions of one pick stream; a further one is answered by a service error.
 pub(crate) const SUBSCRIPTIONS_PER_STREAM_MAX: usize = 1_000;
 
+/// Subscriptions on all streams of a connection; a further one is answered by a service error.
+pub(crate) const SUBSCRIPTIONS_PER_CONNECTION_MAX: usize = 10_000;
+
 /// Errors that wait for a client to read; further ones are dropped, since it does not care.
 pub(crate) const ERRORS_WAITING_MAX: usize = 64;
 
 /// Lists that a client may say it holds; a hello with more ends the stream.
 pub(crate) const HELD_LISTS_MAX: usize = 256;
 
-/// A larger message of a client ends its stream. Its hello names every endpoint of every list it holds, and its outcomes
-/// those it called: 1 MiB is some 25,000 of them.
-pub(crate) const PICK_REQUEST_BYTES_MAX: usize = 1 << 20;
+/// A larger hello ends its stream. It names every endpoint of every list that the client holds: some 25,000 of them.
+pub(crate) const HELLO_BYTES_MAX: usize = 1 << 20;
+
+/// A larger message of a client ends its stream, but for [`OUTCOME_BYTES_MAX`] more by endpoint in the longest list that
+/// it has: it tells of each.
+pub(crate) const PICK_REQUEST_BYTES_MAX: usize = 16 << 10;
+
+/// What a client has to say of one endpoint: its address, counts, and a line of detail.
+pub(crate) const OUTCOME_BYTES_MAX: usize = 640;
+
+/// Messages on the streams of one connection that have begun and not come to their end, bytes; the stream that exceeds it
+/// is ended and told when to come back.
+pub(crate) const UNFINISHED_BYTES_PER_CONNECTION_MAX: usize = 2 << 20;
+
+/// Messages that a client may send in [`MESSAGES_PERIOD`], beside one for each that it is sent; with one more its stream is
+/// ended and told when to come back. It may subscribe to all it can have, and change its mind.
+pub(crate) const MESSAGES_MAX: usize = 2_500;
+
+/// More of them by service subscribed to: outcomes each second, and suspicions up to 20 a second.
+pub(crate) const MESSAGES_PER_SERVICE: usize = 220;
+
+/// The time in which that many may come.
+pub(crate) const MESSAGES_PERIOD: Duration = Duration::from_secs(10);
+
+/// First lists of streams go out at this rate, in bytes, so that a herd leaves time for those who have theirs.
+pub(crate) const ADMITTED_BYTES_PER_SECOND: usize = 64 << 20;
+
+/// So many of them may go at once after a time with less.
+pub(crate) const ADMITTED_BYTES_AT_ONCE: usize = 4 << 20;
+
+/// What a first list counts beside its own bytes: 4,000 streams a second at most.
+pub(crate) const FIRST_LIST_COST_BYTES: usize = 16 << 10;
+
+/// A stream that would wait longer for its first list is ended and told when to come back.
+pub(crate) const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// Larger requests to the admin service are refused.
 pub(crate) const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
 
-/// A client that has not read for this long loses its stream, and its connection is told to go away.
+/// A client that has not read for this long loses its stream; others on its connection go on.
 pub(crate) const UNREAD_MAX: Duration = Duration::from_secs(30);
 
 /// A stream without its hello for this long ends.

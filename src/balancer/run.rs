@@ -24,7 +24,7 @@ use crate::{
     frontend::{
         clients::Clients,
         cohorts::Cohorts,
-        pick::{self, Pick, Shared},
+        pick::{self, Admission, Pick, Shared},
     },
     limits::METRICS_CONNECTIONS_MAX,
     signal::{Holders, probe, report},
@@ -139,8 +139,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     }
     let reports = reports(&live, addresses, &driver, &clients, &tokens);
     let report_streams = reports.streams();
-    let shared =
-        Shared { driver: driver.clone(), cohorts, clients: Arc::clone(&clients), draining: tokens.draining.clone() };
+    let shared = Shared {
+        driver: driver.clone(),
+        cohorts,
+        clients: Arc::clone(&clients),
+        admission: Admission::new(),
+        draining: tokens.draining.clone(),
+    };
     let picks = base(&health).add_service(Pick::new(shared)).add_service(reports.into_server());
     let orders = admin::Service::new(admin::Parts {
         driver: driver.clone(),

@@ -120,6 +120,28 @@ impl Process {
         signal::kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Memory of it that is in RAM, bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() << 10
+    }
+
+    /// Time that it has spent on processors, its own and the kernel's for it.
+    pub fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The name may hold anything, a closing bracket too.
+        let (_, numbers) = stat.rsplit_once(')').unwrap();
+        let ticks: u64 = numbers.split_whitespace().skip(11).take(2).map(|number| number.parse::<u64>().unwrap()).sum();
+        // Linux counts these in hundredths of a second.
+        Duration::from_millis(ticks * 10)
+    }
+
     /// The first lines of its stdout, as JSON.
     pub async fn json_lines(&mut self, count: usize) -> Vec<Value> {
         let name = self.name.clone();

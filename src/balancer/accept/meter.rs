@@ -36,7 +36,11 @@ const MESSAGE_BYTES_MIN: u32 = 5;
 /// A smaller frame of ours earns nothing: a window of a byte would make us send thousands.
 const EARNING_BYTES_MIN: u32 = 16;
 
+/// A stream costs more than other frames: with all that it needs it is not paid for by its first message.
+const STREAM_COST: i64 = 3;
+
 const DATA: u8 = 0;
+const HEADERS: u8 = 1;
 
 /// A connection whose preface has been read already; it is read again by the HTTP/2 library.
 pub(super) struct Meter<I> {
@@ -72,7 +76,11 @@ impl<I: AsyncWrite + Unpin> Meter<I> {
     fn received(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
         let mut cost = 0;
         self.inbound.scan(bytes, |frame| {
-            cost += i64::from(frame.kind != DATA || frame.length < MESSAGE_BYTES_MIN);
+            cost += match frame.kind {
+                DATA => i64::from(frame.length < MESSAGE_BYTES_MIN),
+                HEADERS => STREAM_COST,
+                _ => 1,
+            };
         });
         if self.budget.spend(cost, Instant::now()) {
             return Ok(());

@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::TokioExecutor;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

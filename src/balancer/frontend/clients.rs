@@ -45,7 +45,8 @@ pub(crate) struct Who {
 struct Client {
     who: Who,
     since: Instant,
-    services: BTreeMap<ServiceName, Held>,
+    /// On the heap each: a node of the map has room for eleven, and most clients want one.
+    services: BTreeMap<ServiceName, Box<Held>>,
 }
 
 /// What a stream has of one service.
@@ -229,7 +230,7 @@ pub(crate) struct Session {
 impl Session {
     /// The client wants a service, and uses these addresses of it already.
     pub(crate) fn subscribed(&self, service: &ServiceName, before: BTreeSet<Address>) {
-        let held = Held { before, ..Held::default() };
+        let held = Box::new(Held { before, ..Held::default() });
         lock(&self.client).services.insert(service.clone(), held);
     }
 
@@ -237,7 +238,7 @@ impl Session {
     pub(crate) fn unsubscribed(&self, service: &ServiceName) {
         let held = lock(&self.client).services.remove(service);
         if let Some(held) = held {
-            self.release(service, held);
+            self.release(service, *held);
         }
     }
 
@@ -350,7 +351,7 @@ impl Drop for Session {
         lock(&self.clients.streams).remove(&self.id);
         let services = std::mem::take(&mut lock(&self.client).services);
         for (service, held) in services {
-            self.release(&service, held);
+            self.release(&service, *held);
         }
     }
 }

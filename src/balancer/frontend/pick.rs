@@ -1,6 +1,6 @@
 //! The native front end: `lookaside.v1.Balancer/Pick`. A raw service beside the generated ones, since its answers are
-//! bytes that were encoded once for a whole cohort. Per stream one task reads whatever comes at once and sends the
-//! newest of what is due; nothing queues. Translates, and decides nothing.
+//! bytes that were encoded once for a whole cohort. A stream lives in the task of its request, reads whatever comes at once
+//! and sends the newest of what is due; nothing queues. Translates, and decides nothing.
 
 use std::{
     convert::Infallible,
@@ -10,22 +10,29 @@ use std::{
 };
 
 use http::{Request, Response};
-use lookaside_proto::v1::{PickRequest, balancer_server};
-use tokio::sync::mpsc;
+use lookaside_proto::v1::balancer_server;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Status, Streaming, body::Body, codec::Codec as _, server::NamedService, transport::server::TcpConnectInfo,
-};
-use tonic_prost::ProstCodec;
+use tonic::{Status, body::Body, server::NamedService, transport::server::TcpConnectInfo};
 use tower::Service;
 
 use super::{clients::Clients, cohorts::Cohorts};
-use crate::{accept::Connection, driver::Handle, limits::PICK_REQUEST_BYTES_MAX};
+use crate::{
+    accept::{Connection, Task},
+    driver::Handle,
+};
 
+mod admission;
+mod allowance;
 mod frames;
+mod hello;
 mod outcomes;
 mod pending;
+mod requests;
 mod stream;
+
+pub(crate) use admission::Admission;
+use frames::frames;
+use requests::Requests;
 
 /// The one method, whose streams come by the thousand.
 pub(crate) const METHOD: &str = "/lookaside.v1.Balancer/Pick";
@@ -38,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) cohorts: Arc<Cohorts>,
     /// Where it is noted who has which.
     pub(crate) clients: Arc<Clients>,
+    /// First lists in turn.
+    pub(crate) admission: Admission,
     /// Cancelled when the balancer is about to stop.
     pub(crate) draining: CancellationToken,
 }
@@ -70,14 +79,15 @@ impl Service<Request<Body>> for Pick {
             return ready(Ok(Status::unimplemented("the service has one method: Pick").into_http()));
         }
         let (head, body) = request.into_parts();
-        let peer = head.extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         let connection = head.extensions.get::<Connection>().cloned();
-        let decoder = ProstCodec::<(), PickRequest>::default().decoder();
-        let requests = Streaming::new_request(decoder, body, None, Some(PICK_REQUEST_BYTES_MAX));
-        // One frame: what is not sent yet is better decided later.
-        let (out, frames) = mpsc::channel(1);
-        tokio::spawn(stream::serve(Arc::clone(&self.0), peer, connection, requests, out));
-        let mut response = Response::new(Body::new(frames::Frames::new(frames)));
+        let (Some(connection), Some(task)) = (connection, head.extensions.get::<Task>()) else {
+            return ready(Ok(Status::internal("this request came on no connection of ours").into_http()));
+        };
+        let peer = head.extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        let requests = Requests::new(body, connection.clone());
+        let (out, frames) = frames();
+        task.beside(stream::serve(Arc::clone(&self.0), peer, connection, requests, out));
+        let mut response = Response::new(Body::new(frames));
         response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
         ready(Ok(response))
     }

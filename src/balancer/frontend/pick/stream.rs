@@ -1,154 +1,95 @@
-//! One pick stream: a task that reads whatever the client sends at once and sends the newest of what is due when the
-//! client has room. It ends with the connection's age, with the balancer, or when the client does not read.
+//! One pick stream: reads whatever the client sends at once and sends the newest of what is due when the client has room.
+//! It ends with the connection's age, with the balancer, or when the client does not read. A first list waits for its
+//! turn when many come at once; a client that holds the list already does not.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use lookaside_core::model::{Address, ClientId, Cohort, Locality, ServiceName, Timestamp, printable};
+use lookaside_core::model::{ClientId, Cohort, ServiceName, Timestamp, printable};
 use lookaside_proto::v1::{self, PickRequest, pick_request::Kind as Asked, pick_response::Kind as Said};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::{StreamExt as _, StreamMap, wrappers::WatchStream};
-use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use super::{
     Shared,
+    allowance::Allowance,
+    frames::Outlet,
+    hello::{End, HeldList, Hello, count, hello, refuse, unreadable},
     outcomes::{self, Told},
     pending::{Due, Pending},
+    requests::Requests,
 };
 use crate::{
-    accept::Connection,
-    convert::{invalid, refused},
+    accept::{Connection, Ended, later},
     frontend::{
         clients::{Session, Who},
         cohorts::{Answer, Framed, Published},
         encode,
     },
     limits::{
-        HELD_LISTS_MAX, HELLO_WAIT_MAX, LAST_WORDS_WAIT, NEWCOMER_WAIT, SUBSCRIPTIONS_PER_STREAM_MAX, UNREAD_MAX,
+        LAST_WORDS_WAIT, NEWCOMER_WAIT, OUTCOME_BYTES_MAX, PICK_REQUEST_BYTES_MAX, SUBSCRIPTIONS_PER_CONNECTION_MAX,
+        SUBSCRIPTIONS_PER_STREAM_MAX, UNREAD_MAX,
     },
     telemetry,
 };
-
-type Out = mpsc::Sender<Result<Bytes, Status>>;
-
-/// How a stream ends.
-enum End {
-    /// With words for the client.
-    Said(Status),
-    /// The same, and before them the advice to go elsewhere.
-    Moved(Status),
-    /// The client has gone, or does not listen.
-    Gone,
-}
 
 /// Serves one stream to its end.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     peer: Option<SocketAddr>,
-    connection: Option<Connection>,
-    mut requests: Streaming<PickRequest>,
-    out: Out,
-) {
+    connection: Connection,
+    mut requests: Requests,
+    out: Outlet,
+) -> Ended {
     let end = match hello(&mut requests).await {
         Ok((hello, held)) => {
-            let who = Who { id: hello.id.clone(), peer, sdk: hello.sdk, locality: hello.cohort.locality.clone() };
-            tracing::debug!(client = %who.id, ?peer, "a client came");
-            let stream = PickStream {
-                session: shared.clients.join(who),
-                client: hello.id,
-                cohort: hello.cohort,
-                answers: StreamMap::new(),
-                services: BTreeMap::new(),
-                newcomers: BTreeMap::new(),
-                pending: Pending::default(),
-                shared: Arc::clone(&shared),
-                held,
-            };
-            stream.run(&mut requests, &out, connection.as_ref()).await
+            let mut stream = Box::new(PickStream::new(shared, peer, connection, hello, held));
+            stream.run(&mut requests, &out).await
         }
         Err(end) => end,
     };
-    let last_words = async {
-        match end {
-            End::Said(status) => drop(out.send(Err(status)).await),
-            End::Moved(status) => {
-                let redirect = v1::Redirect { reason: status.message().to_owned(), ..v1::Redirect::default() };
-                if out.send(Ok(encode::frame(Said::Redirect(redirect)))).await.is_ok() {
-                    drop(out.send(Err(status)).await);
-                }
-            }
-            End::Gone => {}
+    let (advice, status) = match end {
+        End::Said(status) => (None, status),
+        End::Moved(status) => {
+            (Some(v1::Redirect { reason: status.message().to_owned(), ..v1::Redirect::default() }), status)
         }
+        End::Gone => (None, Status::aborted("the stream broke")),
+        End::Unread => return Ended::Cut,
+    };
+    let last_words = async {
+        out.room().await;
+        if let Some(advice) = advice {
+            out.put(encode::frame(Said::Redirect(advice)));
+            out.room().await;
+        }
+        out.end(status);
+        out.room().await;
     };
     // Who does not listen to these either has had its time.
-    let _ = timeout(LAST_WORDS_WAIT, last_words).await;
-}
-
-/// What a client said of itself, checked.
-struct Hello {
-    id: ClientId,
-    sdk: String,
-    cohort: Cohort,
-}
-
-/// A list that a client brought with it.
-#[derive(Default)]
-struct HeldList {
-    digest: u64,
-    endpoints: BTreeSet<Address>,
-}
-
-async fn hello(requests: &mut Streaming<PickRequest>) -> Result<(Hello, BTreeMap<ServiceName, HeldList>), End> {
-    let said = |reason, words: &str| End::Said(refuse(Code::InvalidArgument, reason, words, &[]));
-    let first = match timeout(HELLO_WAIT_MAX, requests.message()).await {
-        Ok(Ok(Some(first))) => first,
-        Ok(Ok(None)) => return Err(said("HELLO_MISSING", "the stream ended before its hello")),
-        Ok(Err(status)) => return Err(unreadable(&status)),
-        Err(_) => return Err(said("HELLO_MISSING", "there was no hello within five seconds")),
-    };
-    let Some(Asked::Hello(hello)) = first.kind else {
-        return Err(said("HELLO_MISSING", "the first message of a pick stream is a hello"));
-    };
-    let bad = |reason, error| {
-        count(reason);
-        End::Said(invalid(reason, &error))
-    };
-    let id = ClientId::parse(&hello.client_id).map_err(|e| bad("CLIENT_ID_INVALID", e))?;
-    let locality = Locality::parse(&hello.locality).map_err(|e| bad("LOCALITY_INVALID", e))?;
-    if hello.held.len() > HELD_LISTS_MAX {
-        return Err(said("HELD_LISTS_MAX", &format!("at most {HELD_LISTS_MAX} lists can be held")));
+    match timeout(LAST_WORDS_WAIT, last_words).await {
+        Ok(()) => Ended::Well,
+        Err(_) => Ended::Cut,
     }
-    let mut held = BTreeMap::new();
-    for list in hello.held {
-        let service = ServiceName::parse(&list.service).map_err(|e| bad("SERVICE_INVALID", e))?;
-        let endpoints = list.endpoints.iter().map(|text| Address::parse(text)).collect::<Result<_, _>>();
-        let endpoints = endpoints.map_err(|e| bad("ADDRESS_INVALID", e))?;
-        held.insert(service, HeldList { digest: list.digest, endpoints });
-    }
-    let cohort = Cohort::of(&id, locality);
-    Ok((Hello { id, sdk: printable(&hello.sdk), cohort }, held))
 }
 
 struct PickStream {
     shared: Arc<Shared>,
+    connection: Connection,
     session: Session,
     client: ClientId,
     cohort: Cohort,
     answers: StreamMap<ServiceName, WatchStream<Arc<Answer>>>,
-    services: BTreeMap<ServiceName, Subscribed>,
+    /// On the heap each: a node of the map has room for eleven, and most clients want one.
+    services: BTreeMap<ServiceName, Box<Subscribed>>,
     /// What the client brought and has not subscribed to yet.
     held: BTreeMap<ServiceName, HeldList>,
-    /// Lists that wait for the balancer to have heard more.
-    newcomers: BTreeMap<ServiceName, Arc<Answer>>,
+    /// Lists that wait: for the balancer to have heard more, or for their turn.
+    held_back: BTreeMap<ServiceName, (Instant, Arc<Answer>)>,
     pending: Pending,
+    /// Endpoints in the longest list that the client may tell of.
+    endpoints_max: usize,
+    allowance: Allowance,
 }
 
 /// What the client has of a service.
@@ -161,6 +102,8 @@ struct Subscribed {
     told_unknown: bool,
     /// It came with another list than ours; `None` before the first one.
     may_know_more: Option<bool>,
+    /// Since when a first list may be sent.
+    admitted_at: Option<Instant>,
     /// How calls are to be made, as sent last; `None` while it may have something else of an earlier stream.
     policy: Option<Bytes>,
 }
@@ -188,44 +131,79 @@ impl Subscribed {
 }
 
 impl PickStream {
-    async fn run(mut self, requests: &mut Streaming<PickRequest>, out: &Out, connection: Option<&Connection>) -> End {
-        let never = CancellationToken::new();
-        let leaving = connection.map_or(&never, Connection::leaving);
-        let settled = self.after_start(NEWCOMER_WAIT);
+    fn new(
+        shared: Arc<Shared>,
+        peer: Option<SocketAddr>,
+        connection: Connection,
+        hello: Hello,
+        held: BTreeMap<ServiceName, HeldList>,
+    ) -> Self {
+        let who = Who { id: hello.id.clone(), peer, sdk: hello.sdk, locality: hello.cohort.locality.clone() };
+        tracing::debug!(client = %who.id, ?peer, "a client came");
+        Self {
+            session: shared.clients.join(who),
+            connection,
+            client: hello.id,
+            cohort: hello.cohort,
+            answers: StreamMap::new(),
+            services: BTreeMap::new(),
+            held_back: BTreeMap::new(),
+            pending: Pending::default(),
+            endpoints_max: held.values().map(|list| list.endpoints.len()).max().unwrap_or(0),
+            allowance: Allowance::new(Instant::now()),
+            shared,
+            held,
+        }
+    }
+
+    async fn run(&mut self, requests: &mut Requests, out: &Outlet) -> End {
+        let shared = Arc::clone(&self.shared);
+        let leaving = self.connection.leaving().clone();
         loop {
             let waiting = self.pending.since();
-            let unread = waiting.map_or_else(Instant::now, |since| since + UNREAD_MAX);
+            let unread = waiting.map(|since| since + UNREAD_MAX);
+            let held_back = self.held_back.values().map(|(until, _)| *until).min();
+            let due = unread.into_iter().chain(held_back).min();
             tokio::select! {
-                message = requests.message() => match message {
+                message = requests.next(PICK_REQUEST_BYTES_MAX + self.endpoints_max * OUTCOME_BYTES_MAX) => match message {
                     Ok(Some(message)) => if let Err(end) = self.hear(message) { return end },
                     Ok(None) => return End::Said(Status::ok("")),
-                    Err(status) => return unreadable(&status),
+                    Err(error) => return unreadable(&error),
                 },
                 Some((service, answer)) = self.answers.next(), if !self.answers.is_empty() => {
-                    // What waited for the balancer to have heard more is older than this.
-                    self.newcomers.remove(&service);
+                    // What was held back is older than this.
+                    self.held_back.remove(&service);
                     self.pending.answer(service, answer);
                 }
-                room = out.reserve(), if waiting.is_some() => match room {
-                    Ok(room) => if let Some(frame) = self.speak() { room.send(Ok(frame)) },
-                    Err(_) => return End::Gone,
+                () = out.room(), if waiting.is_some() => match self.speak() {
+                    Ok(Some(frame)) => {
+                        self.allowance.earn();
+                        out.put(frame);
+                    }
+                    Ok(None) => {}
+                    Err(end) => return end,
                 },
-                () = sleep_until(unread), if waiting.is_some() => {
-                    metrics::counter!(telemetry::PICK_UNREAD_TOTAL).increment(1);
-                    // Its stream cannot even be told: what it has not read stands in front.
-                    if let Some(connection) = connection {
-                        connection.leave();
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    if unread.is_some_and(|unread| unread <= Instant::now()) {
+                        metrics::counter!(telemetry::PICK_UNREAD_TOTAL).increment(1);
+                        return End::Unread;
                     }
-                    return End::Gone;
+                    self.let_go();
                 }
-                () = sleep_until(settled), if !self.newcomers.is_empty() => {
-                    for (service, answer) in std::mem::take(&mut self.newcomers) {
-                        self.pending.answer(service, answer);
-                    }
-                }
-                () = out.closed() => return End::Gone,
-                () = self.shared.draining.cancelled() => return self.leave(),
+                () = shared.draining.cancelled() => return self.leave(),
                 () = leaving.cancelled() => return self.leave(),
+            }
+        }
+    }
+
+    /// What was held back until now is due.
+    fn let_go(&mut self) {
+        let now = Instant::now();
+        let due: Vec<_> =
+            self.held_back.iter().filter(|(_, (until, _))| *until <= now).map(|(s, _)| s.clone()).collect();
+        for service in due {
+            if let Some((_, answer)) = self.held_back.remove(&service) {
+                self.pending.answer(service, answer);
             }
         }
     }
@@ -245,6 +223,10 @@ impl PickStream {
     }
 
     fn hear(&mut self, message: PickRequest) -> Result<(), End> {
+        if !self.allowance.spend(self.services.len(), Instant::now()) {
+            count("MESSAGES_MAX");
+            return Err(End::Said(later("MESSAGES_MAX", "messages come faster than a client has use for")));
+        }
         match message.kind {
             Some(Asked::Hello(_)) => {
                 let status = refuse(Code::InvalidArgument, "HELLO_TWICE", "one stream, one hello", &[]);
@@ -275,12 +257,16 @@ impl PickStream {
             let words = format!("a stream carries at most {SUBSCRIPTIONS_PER_STREAM_MAX} services");
             return self.object(name, Code::ResourceExhausted, "SUBSCRIPTIONS_MAX", &words);
         }
+        if !self.connection.subscribe(SUBSCRIPTIONS_PER_CONNECTION_MAX) {
+            let words = format!("a connection carries at most {SUBSCRIPTIONS_PER_CONNECTION_MAX} subscriptions");
+            return self.object(name, Code::ResourceExhausted, "SUBSCRIPTIONS_MAX", &words);
+        }
         let held = self.held.remove(&service);
         let subscribed = Subscribed { digest: held.as_ref().map(|held| held.digest), ..Subscribed::default() };
         self.session.subscribed(&service, held.unwrap_or_default().endpoints);
         let answers = self.shared.cohorts.subscribe(&service, &self.cohort);
         self.answers.insert(service.clone(), WatchStream::new(answers));
-        self.services.insert(service, subscribed);
+        self.services.insert(service, Box::new(subscribed));
     }
 
     fn unsubscribe(&mut self, name: &str) {
@@ -288,8 +274,9 @@ impl PickStream {
             return self.object(name, Code::InvalidArgument, "SERVICE_INVALID", "no such subscription");
         };
         if self.services.remove(&service).is_some() {
+            self.connection.unsubscribe(1);
             self.answers.remove(&service);
-            self.newcomers.remove(&service);
+            self.held_back.remove(&service);
             self.pending.forget(&service);
             self.session.unsubscribed(&service);
         }
@@ -363,12 +350,13 @@ impl PickStream {
     }
 
     /// What goes out next, if there is anything to say after all.
-    fn speak(&mut self) -> Option<Bytes> {
-        match self.pending.next()? {
-            Due::Error(error) => Some(encode::frame(Said::ServiceError(error))),
-            Due::Answer(service, answer) => match &*answer {
-                Answer::Silent => None,
-                Answer::Unknown => self.unknown(&service),
+    fn speak(&mut self) -> Result<Option<Bytes>, End> {
+        match self.pending.next() {
+            None => Ok(None),
+            Some(Due::Error(error)) => Ok(Some(encode::frame(Said::ServiceError(error)))),
+            Some(Due::Answer(service, answer)) => match &*answer {
+                Answer::Silent => Ok(None),
+                Answer::Unknown => Ok(self.unknown(&service)),
                 Answer::List(published) => self.list(service, published, &answer),
             },
         }
@@ -388,34 +376,60 @@ impl PickStream {
         })))
     }
 
-    fn list(&mut self, service: ServiceName, published: &Published, answer: &Arc<Answer>) -> Option<Bytes> {
-        let subscribed = self.services.get_mut(&service)?;
+    fn list(
+        &mut self,
+        service: ServiceName,
+        published: &Published,
+        answer: &Arc<Answer>,
+    ) -> Result<Option<Bytes>, End> {
+        let settled = self.after_start(NEWCOMER_WAIT);
+        let Some(subscribed) = self.services.get_mut(&service) else { return Ok(None) };
         subscribed.told_unknown = false;
         let form = subscribed.form(published);
         let assignment = &form.list.assignment;
-        let now = self.shared.driver.now();
-        if !assignment.complete && subscribed.digest.is_none() && now.since(Timestamp::default()) < NEWCOMER_WAIT {
-            self.newcomers.insert(service, Arc::clone(answer));
-            return None;
+        self.endpoints_max = self.endpoints_max.max(assignment.endpoints.len());
+        let now = Instant::now();
+        if !assignment.complete && subscribed.digest.is_none() && now < settled {
+            self.held_back.insert(service, (settled, Arc::clone(answer)));
+            return Ok(None);
+        }
+        // Who holds the list already costs nearly nothing: only what is sent in full has to wait for its turn.
+        if !subscribed.listed && subscribed.digest != Some(assignment.digest) {
+            let turn = match subscribed.admitted_at {
+                Some(turn) => turn,
+                None => match self.shared.admission.enter(form.list_frame.len(), now) {
+                    Ok(turn) => turn,
+                    Err(full) => {
+                        count("ADMISSION");
+                        return Err(End::Said(later("ADMISSION", &full.to_string())));
+                    }
+                },
+            };
+            subscribed.admitted_at = Some(turn);
+            if now < turn {
+                self.held_back.insert(service, (turn, Arc::clone(answer)));
+                return Ok(None);
+            }
         }
         if let Some(frame) = subscribed.take_policy(published) {
             // The list is next: rules come before the calls that they are for.
             self.pending.answer(service, Arc::clone(answer));
-            return Some(frame);
+            return Ok(Some(frame));
         }
         if subscribed.digest == Some(assignment.digest) {
             self.session.rebased(&service, published.version, &form.list);
             published.counters.ticks.increment(1);
-            return Some(form.tick_frame.clone());
+            return Ok(Some(form.tick_frame.clone()));
         }
         subscribed.digest = Some(assignment.digest);
         if std::mem::replace(&mut subscribed.listed, true) {
             // The first list is as old as the state of affairs; only changes tell how long they travel.
-            metrics::histogram!(telemetry::PROPAGATION_DURATION_SECONDS).record(now.since(published.at));
+            metrics::histogram!(telemetry::PROPAGATION_DURATION_SECONDS)
+                .record(self.shared.driver.now().since(published.at));
         }
         self.session.sent(&service, published.version, &form.list);
         published.counters.lists.increment(1);
-        Some(form.list_frame.clone())
+        Ok(Some(form.list_frame.clone()))
     }
 
     /// Says what is wrong about one service; the stream lives on.
@@ -430,22 +444,8 @@ impl PickStream {
     }
 }
 
-fn refuse(code: Code, reason: &'static str, words: &str, metadata: &[(&str, &str)]) -> Status {
-    count(reason);
-    refused(code, reason, words, metadata)
-}
-
-fn count(reason: &'static str) {
-    metrics::counter!(telemetry::PICK_REFUSED_TOTAL, "reason" => reason).increment(1);
-}
-
-/// A message that could not be read: the client's fault, unless its connection broke.
-fn unreadable(status: &Status) -> End {
-    match status.code() {
-        // The words of the codec for what it cannot decode.
-        Code::Internal => End::Said(refuse(Code::InvalidArgument, "MESSAGE_MALFORMED", status.message(), &[])),
-        Code::OutOfRange => End::Said(refuse(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", status.message(), &[])),
-        Code::Unimplemented => End::Said(status.clone()),
-        _ => End::Gone,
+impl Drop for PickStream {
+    fn drop(&mut self) {
+        self.connection.unsubscribe(self.services.len());
     }
 }

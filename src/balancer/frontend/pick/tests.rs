@@ -10,9 +10,9 @@ use lookaside_proto::v1::{
     self, Ack, Hello, Outcomes, Reserve, Subscribe, Unsubscribe, balancer_client::BalancerClient,
     pick_request::Kind as Ask, pick_response::Kind as Said,
 };
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Code, service::Routes, transport::Channel};
+use tonic::{Code, Streaming, service::Routes, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use super::*;
@@ -53,6 +53,7 @@ async fn balancer_of(driver: Handle, stop: CancellationToken) -> Balancer {
         driver: driver.clone(),
         cohorts: Arc::clone(&cohorts),
         clients: Arc::clone(&clients),
+        admission: Admission::new(),
         draining: draining.clone(),
     });
     // One test lets half a minute pass at once: no sign of life can come in between.
@@ -497,6 +498,7 @@ async fn a_stream_ends_with_its_connection_s_age() {
         driver: balancer.driver.clone(),
         cohorts: Arc::clone(&balancer.cohorts),
         clients: Arc::clone(&balancer.clients),
+        admission: Admission::new(),
         draining: CancellationToken::new(),
     });
     let limits = Limits { connection_age: Duration::from_millis(100), ..Limits::default() };
@@ -638,21 +640,29 @@ async fn what_a_newcomer_waited_for_is_not_told_after_something_newer() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_nothing_for_long_loses_its_stream() {
+async fn a_stream_that_is_not_read_for_long_ends_and_its_connection_goes_on() {
     let balancer = balancer().await;
     list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
     let narrow = Channel::from_shared(format!("http://{}", balancer.address)).unwrap();
     let narrow = narrow.initial_stream_window_size(1).connect().await.unwrap();
-    let slow = Client::open(narrow).await;
+    let mut slow = Client::open(narrow.clone()).await;
     slow.ask(Ask::Hello(Hello { client_id: "slow".into(), ..Hello::default() }));
     slow.subscribe("greeter");
-    // A window of one byte takes no list: one is in the library's hands, one in the channel, the next one waits.
+    let other = Client::open(narrow).await;
+    other.ask(Ask::Hello(Hello { client_id: "other".into(), ..Hello::default() }));
+    eventually("both are there", || balancer.clients.count() == 2).await;
+    // A window of one byte takes no list: one is in the library's hands, one in its place, the next one waits.
     for host in 2..60 {
         list(&balancer.driver, "greeter", &["10.0.0.1:1", &format!("10.0.0.{host}:1")]).await;
         tokio::time::pause();
         tokio::time::advance(crate::limits::UNREAD_MAX).await;
         tokio::time::resume();
-        if balancer.clients.count() == 0 {
+        if balancer.clients.count() == 1 {
+            // What was sent before the end is lost, and the end is a reset.
+            assert!(timeout(PATIENCE, async { while slow.answer().await.is_ok() {} }).await.is_ok());
+            other.subscribe("nobody");
+            let heard = || balancer.clients.views().iter().any(|view| view.service == service("nobody"));
+            eventually("the other one is heard", heard).await;
             return;
         }
     }
