@@ -14,7 +14,10 @@ mod process;
 #[path = "harness/relay.rs"]
 mod relay;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    path::Path,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use lookaside_proto::{
     demo::{ExecutionsRequest, ExecutionsResponse, echo_client::EchoClient},
@@ -123,15 +126,23 @@ impl Balancer {
         *self = Self::launch(config, [&self.client, &self.admin, &self.metrics].map(|address| address.as_str())).await;
     }
 
-    async fn launch(config: Option<TemporaryFile>, [client, admin, metrics]: [&str; 3]) -> Self {
+    /// One that follows this file, which is the test's to change.
+    pub async fn following(config: &Path) -> Self {
+        Self::serve(config.to_str(), ["127.0.0.1:0"; 3]).await
+    }
+
+    async fn launch(config: Option<TemporaryFile>, listen: [&str; 3]) -> Self {
+        let started = Self::serve(config.as_ref().map(TemporaryFile::path), listen).await;
+        Self { config, ..started }
+    }
+
+    async fn serve(config: Option<&str>, [client, admin, metrics]: [&str; 3]) -> Self {
         let mut args = vec!["serve", "--listen-client", client, "--listen-admin", admin, "--listen-metrics", metrics];
-        if let Some(config) = &config {
-            args.extend(["--config", config.path()]);
-        }
+        args.extend(config.into_iter().flat_map(|path| ["--config", path]));
         let mut process = Process::start(&args);
         let ready = process.json_lines(1).await.remove(0);
         let address = |key: &str| ready[key].as_str().unwrap().to_owned();
-        Self { process, client: address("client"), admin: address("admin"), metrics: address("metrics"), config }
+        Self { process, client: address("client"), admin: address("admin"), metrics: address("metrics"), config: None }
     }
 
     /// Runs a command against it.

@@ -157,6 +157,11 @@ impl Process {
         .await
     }
 
+    /// What it has said on stderr so far.
+    pub fn said(&self) -> Vec<String> {
+        self.stderr.all()
+    }
+
     /// Waits for its end. Panics after the deadline.
     pub async fn ended(&mut self, deadline: Duration) -> Output {
         let what = format!("the end of {}", self.name);
@@ -260,6 +265,18 @@ impl TemporaryDirectory {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Where a file in it is.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Renames a file with this text over the one of that name, as editors do.
+    pub fn put(&self, name: &str, text: &str) {
+        let new = self.at(&format!("{name}.new"));
+        fs::write(&new, text).unwrap();
+        fs::rename(new, self.at(name)).unwrap();
     }
 }
 
