@@ -69,8 +69,8 @@ impl echo_server::Echo for Echo {
             return Err(status);
         }
         let request = request.into_inner();
-        tokio::time::sleep(Duration::from_millis(self.0.slow_ms.load(SeqCst))).await;
-        tokio::time::sleep(Duration::from_millis(request.answer_delay_ms)).await;
+        let slow_ms = self.0.slow_ms.load(SeqCst);
+        tokio::time::sleep(Duration::from_millis(request.answer_delay_ms + slow_ms)).await;
         match request.request_id.as_str() {
             "wait" => std::future::pending().await,
             id => match id.parse() {
