@@ -88,8 +88,14 @@ pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<Stri
                 in_a_hurry &= plan.redirect(&place, &to, now).await;
             }
             End::Lost(refusal) => {
-                let reason = &refusal.reason;
-                tracing::info!(service = pool.service, balancer, reason, "pick stream lost; the list keeps serving");
+                let (reason, has_list) = (&refusal.reason, pool.has_list());
+                tracing::info!(
+                    service = pool.service,
+                    balancer,
+                    reason,
+                    has_list,
+                    "pick stream lost; a list keeps serving"
+                );
                 pool.change_view(|view| view.disconnected(format!("{balancer}: {reason}")));
                 plan.failed(&place, &refusal, now);
             }

@@ -41,7 +41,7 @@ impl Fleet {
         self.answer_us_mean.load(Relaxed).saturating_mul(2)
     }
 
-    /// True once after a pick met a stalled endpoint that was not suspected yet: time for [`Picker::survey`].
+    /// True once after a pick met a stalled endpoint that was not suspected yet: time for [`super::Picker::survey`].
     pub fn take_alarm(&self) -> bool {
         self.alarm.load(Relaxed) && self.alarm.swap(false, Relaxed)
     }
