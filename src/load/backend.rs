@@ -199,6 +199,17 @@ impl Backend {
         self.echo.executions(request_id)
     }
 
+    /// Unary calls that arrived, refused and failed ones included.
+    pub fn calls(&self) -> u64 {
+        self.echo.calls()
+    }
+
+    /// Fails every call with UNAVAILABLE from now on, at once and without using capacity, or serves again. Health checks
+    /// are told nothing of it.
+    pub fn set_unavailable(&self, unavailable: bool) {
+        self.echo.set_unavailable(unavailable);
+    }
+
     /// What health checks are told from now on.
     pub async fn set_serving(&self, serving: bool) {
         self.reporter.set_serving(serving).await;

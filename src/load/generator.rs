@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures_util::future::try_join_all;
 use lookaside_proto::demo::{EchoRequest, echo_client::EchoClient};
 use lookaside_sdk::Channel;
+pub use lookaside_sdk::MethodPolicy;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -59,6 +60,10 @@ pub struct Config {
     pub in_flight_max: usize,
     /// Backends wait this long between the work and the answer.
     pub answer_delay: Duration,
+    /// How the calls are made; none: as the balancer says.
+    pub policy: Option<MethodPolicy>,
+    /// Calls that a client may have in flight on one endpoint; none: as the balancer says.
+    pub endpoint_calls_max: Option<u32>,
     /// Of the random times.
     pub seed: u64,
 }
@@ -79,6 +84,8 @@ impl Config {
             poisson: false,
             in_flight_max: 10_000,
             answer_delay: Duration::ZERO,
+            policy: None,
+            endpoint_calls_max: None,
             seed: rand::random(),
         }
     }
@@ -129,15 +136,20 @@ impl Run {
         let run_id = rand::random();
         let prefix = if config.client_id.is_empty() { format!("load-{run_id:016x}") } else { config.client_id.clone() };
         let channels = try_join_all((0..config.clients).map(|number| {
-            let channel = Channel::builder(&config.service)
+            let mut channel = Channel::builder(&config.service)
                 .balancers(&config.balancers)
                 .client_id(format!("{prefix}-{number}"))
                 .locality(&config.locality);
-            match &config.cache_dir {
-                Some(folder) => channel.cache_dir(folder),
-                None => channel,
+            if let Some(folder) = &config.cache_dir {
+                channel = channel.cache_dir(folder);
             }
-            .connect()
+            if let Some(policy) = &config.policy {
+                channel = channel.method("", policy.clone());
+            }
+            if let Some(calls_max) = config.endpoint_calls_max {
+                channel = channel.endpoint_calls_max(calls_max);
+            }
+            channel.connect()
         }))
         .await?;
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -20,7 +20,8 @@ use crate::{address, duration, output};
 
 Each backend writes one line to stdout when it serves: {\"address\":\"127.0.0.1:50051\",...}.
 SIGTERM or SIGINT drains: new calls stop, calls and streams in flight end, then it exits.
-SIGUSR1 makes their health NOT_SERVING, the next one SERVING again.")]
+SIGUSR1 makes their health NOT_SERVING, the next one SERVING again.
+SIGUSR2 makes them fail every call with UNAVAILABLE, the next one serve again; health checks are told nothing.")]
 pub(crate) struct Args {
     /// Service they serve
     #[arg(long)]
@@ -93,6 +94,7 @@ struct Ready<'a> {
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let mut stop = Stop::catch()?;
     let mut toggle = catch(SignalKind::user_defined1())?;
+    let mut break_down = catch(SignalKind::user_defined2())?;
     let mut backends = Vec::new();
     for index in 0..args.count {
         let backend = Backend::start(config(&args, index)?).await;
@@ -101,7 +103,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         output::json(&Ready { address: backend.address(), service: &args.service })?;
         backends.push(backend);
     }
-    let mut serving = true;
+    let (mut serving, mut unavailable) = (true, false);
     loop {
         tokio::select! {
             () = stop.requested() => break,
@@ -111,6 +113,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
                     backend.set_serving(serving).await;
                 }
                 eprintln!("note: health is now {}", if serving { "SERVING" } else { "NOT_SERVING" });
+            }
+            _ = break_down.recv() => {
+                unavailable = !unavailable;
+                for backend in &backends {
+                    backend.set_unavailable(unavailable);
+                }
+                eprintln!("note: calls {}", if unavailable { "fail with UNAVAILABLE" } else { "are served again" });
             }
         }
     }

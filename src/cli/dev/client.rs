@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lookaside_load::generator;
+use lookaside_load::generator::{self, MethodPolicy};
+use tonic::Code;
 
 use super::live::Live;
 use super::{follow, start_load, summary};
@@ -14,8 +15,9 @@ use crate::{Global, address, duration};
 
 /// Send load to demo backends through the SDK; latency counts from the scheduled start of each call
 #[derive(clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   lookaside dev client --service greeter --balancer 127.0.0.1:7400 --clients 3 --rate 600 --for 20s -o json
+  lookaside dev client --service greeter --balancer 127.0.0.1:7400 --idempotent --attempts 3 --hedge-after 80ms
 
 The summary goes to stdout at the end, or at Ctrl-C; exit 0 whatever becomes of the calls.
 A call beyond 10000 in flight is not sent: it counts as failed with RESOURCE_EXHAUSTED.")]
@@ -53,6 +55,59 @@ pub(crate) struct Args {
     /// Backends wait this long between the work and the answer
     #[arg(long, value_name = "DURATION", default_value = "0", value_parser = duration::parse)]
     answer_delay: Duration,
+    #[command(flatten)]
+    repeats: Repeats,
+    /// Calls a client may have in flight on one endpoint, 0 for any number [default: what the balancer says]
+    #[arg(long, value_name = "N")]
+    endpoint_calls_max: Option<u32>,
+}
+
+/// How calls are repeated; without any of it, as the balancer says.
+#[derive(clap::Args)]
+struct Repeats {
+    /// Executing a call twice is as good as once
+    #[arg(long)]
+    idempotent: bool,
+    /// Executions that one call may try, the first included
+    #[arg(long, value_name = "N", requires = "idempotent", value_parser = clap::value_parser!(u32).range(1..=5))]
+    attempts: Option<u32>,
+    /// Ends that are worth another attempt [default: unavailable]
+    #[arg(long, value_name = "CODE[,CODE]", value_delimiter = ',', requires = "attempts")]
+    retry_on: Vec<RetryOn>,
+    /// Send a call that is unanswered for so long to another endpoint beside the first
+    #[arg(long, value_name = "DURATION", requires = "idempotent", value_parser = duration::parse)]
+    hedge_after: Option<Duration>,
+}
+
+/// Ends that demo backends come to and that another attempt may help.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum RetryOn {
+    /// Connections lost, and backends that say so.
+    Unavailable,
+    /// Queues that are full.
+    ResourceExhausted,
+    /// What --fail-rate of a backend makes.
+    Internal,
+}
+
+impl Repeats {
+    fn policy(&self) -> Option<MethodPolicy> {
+        if !self.idempotent {
+            return None;
+        }
+        let mut policy = MethodPolicy::new().idempotent().attempts(self.attempts.unwrap_or(1));
+        if !self.retry_on.is_empty() {
+            policy = policy.retry_on(self.retry_on.iter().map(|code| match code {
+                RetryOn::Unavailable => Code::Unavailable,
+                RetryOn::ResourceExhausted => Code::ResourceExhausted,
+                RetryOn::Internal => Code::Internal,
+            }));
+        }
+        if let Some(delay) = self.hedge_after {
+            policy = policy.hedge_after(delay);
+        }
+        Some(policy)
+    }
 }
 
 /// Sends the load and prints the summary. Fails when no balancer gives a list.
@@ -68,6 +123,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         deadline: args.deadline,
         poisson: args.poisson,
         answer_delay: args.answer_delay,
+        policy: args.repeats.policy(),
+        endpoint_calls_max: args.endpoint_calls_max,
         ..generator::Config::new(args.service, &args.balancer)
     })
     .await?;

@@ -1,7 +1,7 @@
 //! `lookaside.demo.v1.Echo`, in each of the four shapes of a call.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ struct State {
     random: Mutex<StdRng>,
     executions: Executions,
     open_streams: AtomicU32,
+    calls: AtomicU64,
+    executed: AtomicU64,
+    unavailable: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
@@ -64,11 +67,22 @@ impl EchoService {
             random: Mutex::new(StdRng::seed_from_u64(!config.seed)),
             executions: Executions::default(),
             open_streams: AtomicU32::new(0),
+            calls: AtomicU64::new(0),
+            executed: AtomicU64::new(0),
+            unavailable: AtomicBool::new(false),
         }))
     }
 
     pub(crate) fn open_streams(&self) -> u32 {
         self.0.open_streams.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_unavailable(&self, unavailable: bool) {
+        self.0.unavailable.store(unavailable, Ordering::Relaxed);
+    }
+
+    pub(crate) fn calls(&self) -> u64 {
+        self.0.calls.load(Ordering::Relaxed)
     }
 
     pub(crate) fn executions(&self, request_id: &str) -> u32 {
@@ -78,6 +92,9 @@ impl EchoService {
 
 impl State {
     fn fails(&self) -> Result<(), Status> {
+        if self.unavailable.load(Ordering::Relaxed) {
+            return Err(Status::unavailable(format!("{} is unavailable as it was told to be", self.instance)));
+        }
         let fails = self.fail_rate > 0.0 && {
             let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
             random.random_bool(self.fail_rate.clamp(0.0, 1.0))
@@ -100,8 +117,13 @@ impl Echo for EchoService {
     async fn unary(&self, request: Request<EchoRequest>) -> Result<Response<EchoResponse>, Status> {
         let request = request.into_inner();
         let state = &self.0;
+        state.calls.fetch_add(1, Ordering::Relaxed);
         state.fails()?;
-        let worked = state.capacity.work(|| state.executions.count(&request.request_id)).await;
+        let begun = || {
+            state.executed.fetch_add(1, Ordering::Relaxed);
+            state.executions.count(&request.request_id);
+        };
+        let worked = state.capacity.work(begun).await;
         state.reporter.set_application_utilization(state.capacity.utilization());
         worked.map_err(|Full| Status::resource_exhausted(format!("the queue of {} is full", state.instance)))?;
         if request.answer_delay_ms > 0 {
@@ -168,6 +190,11 @@ impl Echo for EchoService {
         } else {
             asked.into_iter().map(|id| (self.0.executions.of(&id), id)).map(|(count, id)| (id, count)).collect()
         };
-        Ok(Response::new(ExecutionsResponse { executions, open_streams: self.open_streams() }))
+        Ok(Response::new(ExecutionsResponse {
+            executions,
+            open_streams: self.open_streams(),
+            calls: self.calls(),
+            executed: self.0.executed.load(Ordering::Relaxed),
+        }))
     }
 }

@@ -73,6 +73,20 @@ async fn a_backend_that_fails_fast_fails_without_working() {
 }
 
 #[tokio::test]
+async fn an_unavailable_backend_counts_what_it_turns_away_and_serves_again() {
+    let backend = Backend::start(quick()).await.unwrap();
+    let mut client = connect(backend.address()).await;
+    backend.set_unavailable(true);
+    for _ in 0..3 {
+        assert_eq!(client.unary(call("one")).await.unwrap_err().code(), Code::Unavailable);
+    }
+    backend.set_unavailable(false);
+    client.unary(call("one")).await.unwrap();
+    let told = client.executions(ExecutionsRequest::default()).await.unwrap().into_inner();
+    assert_eq!((told.calls, told.executed, backend.calls(), backend.executions("one")), (4, 1, 4, 1));
+}
+
+#[tokio::test]
 async fn a_dropped_stream_is_not_open_any_more() {
     let backend = Backend::start(quick()).await.unwrap();
     let mut client = connect(backend.address()).await;
