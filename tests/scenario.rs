@@ -106,17 +106,20 @@ impl Run {
         let options: BTreeMap<&str, &str> = pairs.iter().map(|pair| pair.split_once('=').unwrap()).collect();
         let all: Vec<String> = names.iter().flat_map(|name| self.expand(name)).collect();
         match verb {
+            // How it is balanced, and nothing of who serves it.
             "service" => {
-                let config = config(&options);
-                self.event(Event::ServiceConfigured { service: greeter(), config });
+                let config = Arc::new(config(&options));
+                let services = vec![ConfiguredService { name: greeter(), config, endpoints: None }];
+                self.configured(SourceId::parse("settings").unwrap(), services);
             }
             // The whole file: with the service and these endpoints, or without the service.
             "configured" => {
                 let endpoints = all.iter().map(|name| spec(name, &BTreeMap::new())).collect();
                 let config = Arc::new(config(&options));
-                self.configured(vec![ConfiguredService { name: greeter(), config, endpoints: Some(endpoints) }]);
+                let services = vec![ConfiguredService { name: greeter(), config, endpoints: Some(endpoints) }];
+                self.configured(source(), services);
             }
-            "unconfigured" => self.configured(Vec::new()),
+            "unconfigured" => self.configured(source(), Vec::new()),
             "wait" => self.wait(duration(names[0]), &[]),
             // Time passes without a turn: the balancer was stopped.
             "away" => self.now = self.now.after(duration(names[0])),
@@ -156,9 +159,9 @@ impl Run {
         }
     }
 
-    fn configured(&mut self, services: Vec<ConfiguredService>) {
-        let configuration = Configuration { defaults: ServiceConfig::default(), services };
-        self.event(Event::Configured { source: source(), configuration });
+    fn configured(&mut self, source: SourceId, services: Vec<ConfiguredService>) {
+        let configuration = Configuration { services, ..Configuration::default() };
+        self.event(Event::Configured { source, configuration });
     }
 
     fn wait(&mut self, duration: Duration, reporting: &[String]) {

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use lookaside_core::{
-    config::ServiceConfig,
+    config::{Configuration, ConfiguredService, ServiceConfig},
     event::{CheckOutcome, Event},
     kept::Kept,
     model::{Address, EndpointSpec, ServiceName, SourceId},
@@ -65,6 +65,14 @@ pub(crate) async fn list(driver: &Handle, name: &str, addresses: &[&str]) {
         service.is_some_and(|s| addresses.iter().all(|a| s.endpoint(&address(a)).is_some_and(|e| e.check.is_some())))
     })
     .await;
+}
+
+/// A configuration that says of one service how it is balanced, and of nobody who serves it.
+pub(crate) async fn configure(driver: &Handle, name: &str, config: ServiceConfig) {
+    let services = vec![ConfiguredService { name: service(name), config: Arc::new(config), endpoints: None }];
+    let configuration = Configuration { services, ..Configuration::default() };
+    let source = SourceId::parse("settings").unwrap();
+    driver.ask(Event::Configured { source, configuration }).await.unwrap();
 }
 
 /// Waits for a state of affairs.

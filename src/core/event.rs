@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    config::{Configuration, ServiceConfig},
+    config::Configuration,
     model::{Address, ClientId, EndpointSpec, Locality, ServiceName, SourceId},
 };
 
@@ -16,13 +16,6 @@ pub enum Event {
         source: SourceId,
         /// What it says.
         configuration: Configuration,
-    },
-    /// A service is to be balanced in a way of its own, whatever else is configured.
-    ServiceConfigured {
-        /// Which.
-        service: ServiceName,
-        /// How.
-        config: ServiceConfig,
     },
     /// A source that can list was set to follow a service. Until its first full answer the service settles.
     SourceAwaited {

@@ -103,11 +103,6 @@ impl Table {
         self.notice_absence(now);
         match event {
             Event::Configured { source, configuration } => self.configured(&source, configuration, now)?,
-            Event::ServiceConfigured { service, config } => {
-                let service = self.make(&service, now)?;
-                service.configured = true;
-                service.configure(&Arc::new(config));
-            }
             Event::SourceAwaited { source, service } => {
                 self.make(&service, now)?.awaits(source.clone());
                 self.sources.entry(source).or_default();

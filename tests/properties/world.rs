@@ -103,8 +103,11 @@ impl World {
     }
 
     pub(crate) fn configure(&mut self) {
-        let configured = Event::ServiceConfigured { service: service(), config: self.config.clone() };
-        self.table.apply(configured, self.now).unwrap();
+        let (name, config) = (service(), Arc::new(self.config.clone()));
+        let services = vec![ConfiguredService { name, config, endpoints: None }];
+        let configuration = Configuration { services, ..Configuration::default() };
+        let source = SourceId::parse("settings").unwrap();
+        self.table.apply(Event::Configured { source, configuration }, self.now).unwrap();
     }
 
     /// The next start, whose clock begins anew.

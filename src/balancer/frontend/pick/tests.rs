@@ -18,7 +18,7 @@ use tonic_types::StatusExt as _;
 use super::*;
 use crate::{
     config::Limits,
-    testing::{PATIENCE, address, connect, driver_with, eventually, list, serve, service, until},
+    testing::{PATIENCE, address, configure, connect, driver_with, eventually, list, serve, service, until},
 };
 
 struct Balancer {
@@ -229,8 +229,7 @@ async fn rules_for_methods_come_before_the_list_and_again_when_they_change() {
         other => panic!("{other:?} came first"),
     }
     let first = client.offered(&["10.0.0.1:1"]).await;
-    let configured = |rules| Event::ServiceConfigured { service: service("greeter"), config: config(rules) };
-    balancer.driver.ask(configured(&[])).await.unwrap();
+    configure(&balancer.driver, "greeter", config(&[])).await;
     assert_eq!(client.method_policy().await, v1::MethodPolicy { service: "greeter".into(), ..Default::default() });
     match client.answer().await.unwrap() {
         Said::Tick(tick) => assert_eq!(tick.digest, first.digest, "the list is the same, so it is not sent again"),

@@ -30,7 +30,7 @@ use tonic_health::pb::{
 use super::*;
 use crate::{
     signal::testing::{Server, service, start_driver, until_endpoint},
-    testing::PATIENCE,
+    testing::{PATIENCE, configure},
 };
 
 fn config(interval: Duration, deadline: Duration) -> ServiceConfig {
@@ -47,7 +47,7 @@ async fn probed(address: SocketAddr, config: ServiceConfig) -> (Handle, Cancella
     let (driver, stop) = start_driver(ServiceConfig::default());
     let source = SourceId::parse("file").unwrap();
     let endpoints = vec![EndpointSpec::at(Address::parse(&address.to_string()).unwrap())];
-    driver.ask(Event::ServiceConfigured { service: service(), config }).await.unwrap();
+    configure(&driver, service().as_str(), config).await;
     driver.ask(Event::EndpointsListed { source, service: service(), endpoints, detail: String::new() }).await.unwrap();
     tokio::spawn(run(driver.clone(), 256, stop.clone()));
     (driver, stop)
