@@ -59,12 +59,12 @@ async fn six_backends_and_then_two_balancers_restarted_one_at_a_time_cost_no_cal
         }
     }
     println!("backends: {:?}", began.elapsed());
-    for number in 0..2 {
-        terminate(&mut balancers[number].process).await;
-        balancers[number].restart().await;
+    for balancer in &mut balancers {
+        terminate(&mut balancer.process).await;
+        balancer.restart().await;
         // As whoever rolls a fleet waits for the new one to be ready: it knows all, and lists are complete again.
-        offers_all(&balancers[number], &addresses).await;
-        balancers[number].wait_until_settled().await;
+        offers_all(balancer, &addresses).await;
+        balancer.wait_until_settled().await;
     }
     println!("balancers: {:?}", began.elapsed());
     balancers_have_clients(&balancers, 3).await;
