@@ -4,6 +4,7 @@
 
 mod address;
 mod admin;
+mod bench;
 mod clients;
 mod dev;
 mod duration;
@@ -65,6 +66,7 @@ pub(crate) struct Global {
 enum Command {
     Serve(serve::Args),
     Dev(dev::Args),
+    Bench(bench::Args),
     Status(status::Args),
     Services(services::Args),
     Endpoints(endpoints::Args),
@@ -106,6 +108,7 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Dev(args) => dev::run(&global, args).await,
+        Command::Bench(args) => bench::run(&global, args).await,
         Command::Status(args) => status::run(&global, args).await,
         Command::Services(args) => services::run(&global, args).await,
         Command::Endpoints(args) => endpoints::run(&global, args).await,

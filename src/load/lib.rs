@@ -4,4 +4,5 @@
 //! Nothing here knows the balancer but by what it says on the wire.
 
 pub mod backend;
+pub mod bench;
 pub mod generator;

@@ -227,3 +227,23 @@ async fn an_override_ends_when_its_time_is_over() {
     balancer.wait_for_state(drained, EndpointState::Draining, Duration::from_secs(1)).await;
     balancer.wait_for_state(drained, EndpointState::Eligible, Duration::from_secs(5)).await;
 }
+
+#[tokio::test]
+async fn benchmarks_measure_whole_processes_and_lose_nothing() {
+    let figure = |told: &serde_json::Value, of: &str, name: &str| {
+        let all = told["items"].as_array().unwrap();
+        let found = all.iter().find(|figure| figure["of"] == of && figure["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name} of {of} in {told:#}"))["value"].as_f64().unwrap()
+    };
+    let sdk = ["bench", "sdk", "--endpoints", "2", "--rounds", "1", "--calls", "300", "-o", "json"];
+    let told = cli(&sdk).await.json();
+    assert!(figure(&told, "SDK/bare", "cpu_ratio") > 0.0 && figure(&told, "SDK", "p50_us") > 0.0, "{told:#}");
+    let fanout =
+        ["bench", "fanout", "--streams", "60", "--connections", "6", "--changes", "4", "--every", "200", "-o", "json"];
+    let told = cli(&fanout).await.json();
+    for size in ["short list", "1.8 KB list"] {
+        assert_eq!(figure(&told, size, "lists_missing"), 0.0, "{told:#}");
+        assert!(figure(&told, size, "lists") >= 240.0, "one for each stream and change: {told:#}");
+        assert!(figure(&told, size, "propagation_p50_us") > 0.0 && figure(&told, size, "floor_cpu_us_per_push") > 0.0);
+    }
+}

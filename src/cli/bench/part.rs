@@ -1,0 +1,110 @@
+//! `lookaside bench part`: what the benchmarks start. One line of JSON when it is ready, then one for each line that comes in;
+//! the end of stdin is the end. Not for people.
+
+use lookaside_load::bench::calls::{Caller, Round};
+use lookaside_load::bench::floor::Floor;
+use lookaside_load::bench::subscribers::{Change, Config, Subscribers};
+use lookaside_load::bench::{Error, echo};
+use prost::Message as _;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
+
+use crate::exit::{Exit, Failure, chain};
+use crate::output;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(clap::Subcommand)]
+enum Part {
+    /// Servers that answer at once
+    Echo {
+        #[arg(long)]
+        count: usize,
+    },
+    /// A client process, through the SDK with a balancer, else through bare channels
+    Calls {
+        #[arg(long, value_delimiter = ',')]
+        endpoints: Vec<String>,
+        #[arg(long)]
+        service: String,
+        #[arg(long)]
+        balancer: Option<String>,
+    },
+    /// Pick streams
+    Subscribers {
+        #[arg(long)]
+        address: String,
+        #[arg(long)]
+        service: String,
+        #[arg(long)]
+        connections: usize,
+        #[arg(long)]
+        streams: usize,
+    },
+    /// A bare server of streams; the first line that comes in is the list, as hex
+    Floor,
+}
+
+/// When servers are ready.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Ready {
+    pub(super) addresses: Vec<String>,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    match args.part {
+        Part::Echo { count } => {
+            output::json(&Ready { addresses: echo::serve(count).await.map_err(failure)? })?;
+            while next::<()>(&mut lines).await?.is_some() {}
+        }
+        Part::Calls { endpoints, service, balancer } => {
+            let caller = match balancer {
+                Some(balancer) => Caller::sdk(&service, &balancer, endpoints.len()).await,
+                None => Caller::bare(&endpoints).await,
+            };
+            let caller = caller.map_err(failure)?;
+            output::json(&Ready { addresses: endpoints })?;
+            while let Some(round) = next::<Round>(&mut lines).await? {
+                output::json(&caller.round(round).await)?;
+            }
+        }
+        Part::Subscribers { address, service, connections, streams } => {
+            let config = Config { address: address.clone(), service, connections, streams };
+            let subscribers = Subscribers::open(&config).await.map_err(failure)?;
+            output::json(&Ready { addresses: vec![address] })?;
+            while let Some(changes) = next::<Vec<Change>>(&mut lines).await? {
+                output::json(&subscribers.told(&changes))?;
+            }
+        }
+        Part::Floor => {
+            output::json(&())?;
+            let Some(hex) = next::<String>(&mut lines).await? else { return Ok(()) };
+            let bytes = (0..hex.len() / 2).filter_map(|at| u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok());
+            let list = lookaside_proto::v1::List::decode(bytes.collect::<Vec<u8>>().as_slice());
+            let list = list.map_err(|error| Failure::new(Exit::Usage, format!("this is no list: {error}")))?;
+            let floor = Floor::serve(list).await.map_err(failure)?;
+            output::json(&Ready { addresses: vec![floor.address.clone()] })?;
+            while next::<()>(&mut lines).await?.is_some() {
+                output::json(&floor.push())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The next question; `None` when nobody is there to ask any more.
+async fn next<Q: DeserializeOwned>(lines: &mut Lines<BufReader<Stdin>>) -> Result<Option<Q>, Failure> {
+    let Some(line) = lines.next_line().await? else { return Ok(None) };
+    let question = serde_json::from_str(&line);
+    question.map(Some).map_err(|error| Failure::new(Exit::Usage, format!("{error} in {line}")))
+}
+
+fn failure(error: Error) -> Failure {
+    Failure::new(Exit::Failed, chain(&error))
+}
