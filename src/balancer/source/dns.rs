@@ -1,6 +1,6 @@
 //! DNS names as sources: the records of a name are the endpoints of a service. Each service that has a name is followed by
 //! a task of its own, which asks again whenever the records have lived their life, and tells what came of it: a listing,
-//! or a failure that leaves the last one standing ([note 17](../../decisions/0017-how-dns-answers-become-facts.md)).
+//! or a failure that leaves the last one standing ([note 18](../../decisions/0018-how-dns-answers-become-facts.md)).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
