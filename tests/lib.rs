@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "for tests alone: what cannot be is a failed test")]
 
+#[path = "harness/abuse.rs"]
+mod abuse;
 #[path = "harness/follower.rs"]
 mod follower;
 #[path = "harness/picks.rs"]
@@ -29,6 +31,7 @@ use lookaside_proto::{
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+pub use abuse::{Abuse, Verdict};
 pub use follower::{Follower, Held};
 pub use nix::sys::signal::Signal;
 pub use picks::Picks;

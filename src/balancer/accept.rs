@@ -183,7 +183,8 @@ impl Listening {
         let patience = limits.handshake_deadline;
         let turn = tokio::select! {
             () = self.offer.stop.cancelled() => return Ok(()),
-            turn = timeout(patience, self.turn(slot.peer())) => turn,
+            // Together less than ten seconds by default, in which whoever says nothing is gone.
+            turn = timeout(patience / 2, self.turn(slot.peer())) => turn,
         };
         let Ok(Ok(turn)) = turn else {
             self.refuse("handshakes");

@@ -72,8 +72,8 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// What waits on one stream for a peer that reads slowly; further lists wait in one slot, the newest in place of others.
 pub(crate) const SEND_BUFFER_BYTES_MAX: usize = 128 << 10;
 
-/// Connections of one listener between their first byte and their first request. A further one waits, and is closed at the
-/// handshake deadline. Each takes some 20 KiB once HTTP/2 is spoken.
+/// Connections of one listener between their first byte and their first request. A further one waits, and is closed after
+/// half the handshake deadline. Each takes some 20 KiB once HTTP/2 is spoken.
 pub(crate) const HANDSHAKES_MAX: usize = 1_024;
 
 /// The same of one peer: whoever only begins connections is in the way of nobody but itself.
@@ -110,6 +110,10 @@ pub(crate) const RESETS_PENDING_MAX: usize = 20;
 
 /// Subscriptions of one pick stream; a further one is answered by a service error.
 pub(crate) const SUBSCRIPTIONS_PER_STREAM_MAX: usize = 1_000;
+
+/// Cohorts of one service that have a list of their own. Clients say where they are: those from further places get the list
+/// of an unknown one.
+pub(crate) const COHORTS_PER_SERVICE_MAX: usize = 4_096;
 
 /// Subscriptions on all streams of a connection; a further one is answered by a service error.
 pub(crate) const SUBSCRIPTIONS_PER_CONNECTION_MAX: usize = 10_000;
@@ -155,6 +159,9 @@ pub(crate) const FIRST_LIST_COST_BYTES: usize = 16 << 10;
 
 /// A stream that would wait longer for its first list is ended and told when to come back.
 pub(crate) const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// Larger requests to health and reflection are refused: they carry a name.
+pub(crate) const SMALL_REQUEST_BYTES_MAX: usize = 4 << 10;
 
 /// Larger requests to the admin service are refused.
 pub(crate) const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;

@@ -26,7 +26,7 @@ use crate::{
         cohorts::Cohorts,
         pick::{self, Admission, Pick, Shared},
     },
-    limits::METRICS_CONNECTIONS_MAX,
+    limits::{METRICS_CONNECTIONS_MAX, SMALL_REQUEST_BYTES_MAX},
     signal::{Holders, probe, report},
     source::{Source as _, dns::Names, file::File},
     store::{self, Store},
@@ -308,9 +308,12 @@ fn base(health: &HealthReporter) -> Routes {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let health = tonic_health::server::HealthService::from_health_reporter(health.clone());
-    Routes::new(tonic_health::pb::health_server::HealthServer::new(health))
-        .add_service(reflection().build_v1().expect("our descriptors are well-formed"))
-        .add_service(reflection().build_v1alpha().expect("our descriptors are well-formed"))
+    let health = tonic_health::pb::health_server::HealthServer::new(health);
+    let v1 = reflection().build_v1().expect("our descriptors are well-formed");
+    let v1alpha = reflection().build_v1alpha().expect("our descriptors are well-formed");
+    Routes::new(health.max_decoding_message_size(SMALL_REQUEST_BYTES_MAX))
+        .add_service(v1.max_decoding_message_size(SMALL_REQUEST_BYTES_MAX))
+        .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST_BYTES_MAX))
 }
 
 /// What the metrics page reads when it is asked for.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lookaside_balancer::Error;
 use lookaside_balancer::config::{Config, Listen, Token};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -68,6 +69,7 @@ struct Ready {
 /// Serves until told to stop, then drains. Fails when the configuration is invalid or a listener cannot be bound.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let mut stop = Stop::catch()?;
+    raise_file_limit();
     let shutdown = CancellationToken::new();
     let running = lookaside_balancer::run(configuration(args)?, shutdown.clone()).await;
     let running = running.map_err(|error| {
@@ -104,6 +106,16 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 fn tell_manager(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         eprintln!("cannot tell the service manager: {error}; going on");
+    }
+}
+
+/// Every connection is a file descriptor, and few shells give a process as many as it may have. What cannot be raised stays
+/// as it is: beyond it connections are turned away, and counted.
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

@@ -116,6 +116,17 @@ async fn a_herd_of_events_makes_few_snapshots() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_herd_of_events_beyond_a_turn_and_a_queue_is_applied_whole() {
+    let (handle, _stop) = begin(Vec::new(), None);
+    let many = EVENTS_WAITING_MAX + EVENTS_PER_TURN_MAX;
+    for n in 0..many {
+        handle.tell(registered(u16::try_from(n % 100 + 1).unwrap())).await;
+    }
+    handle.tell(registered(101)).await;
+    until(&handle, |s| s.services.get(&service()).is_some_and(|s| s.endpoints.len() == 101)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_order_answers_with_its_effect_and_the_version_that_shows_it() {
     let (handle, _stop) = begin(Vec::new(), None);
     let stranger = handle.order(drain(1)).await;

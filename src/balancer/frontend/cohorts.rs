@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use lookaside_core::{
     config::ServiceConfig,
-    model::{Cohort, ServiceName, Timestamp},
+    model::{Cohort, Locality, ServiceName, Timestamp},
     policy::{self, Assignment},
     snapshot::{ServiceSnapshot, Snapshot},
 };
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::encode;
 use crate::{
     driver::Handle,
-    limits::{HEARTBEAT_PERIOD, LOAD_LIST_PERIOD},
+    limits::{COHORTS_PER_SERVICE_MAX, HEARTBEAT_PERIOD, LOAD_LIST_PERIOD},
     telemetry,
 };
 
@@ -159,6 +159,9 @@ impl Cohorts {
     pub(crate) fn subscribe(&self, service: &ServiceName, cohort: &Cohort) -> watch::Receiver<Arc<Answer>> {
         let mut entries = self.lock();
         let cohorts = entries.entry(service.clone()).or_default();
+        let nowhere = Cohort { locality: Locality::unknown(), ..cohort.clone() };
+        let is_known = cohorts.contains_key(cohort) || cohorts.len() < COHORTS_PER_SERVICE_MAX;
+        let cohort = if is_known { cohort } else { &nowhere };
         let entry = cohorts.entry(cohort.clone()).or_insert_with(|| {
             let now = Instant::now();
             Entry {
@@ -325,7 +328,6 @@ mod tests {
     use lookaside_core::{
         config::PolicyKind,
         event::{Backend, Event, LoadReport},
-        model::Locality,
         policy::ListMode,
     };
 
@@ -390,6 +392,19 @@ mod tests {
             Answer::List(published) => assert!(published.whole.list.place(&address("10.0.0.2:1")).is_some()),
             other => panic!("{other:?} is no list"),
         }
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn clients_from_more_places_than_there_can_be_share_the_lists_of_an_unknown_place() {
+        let stop = CancellationToken::new();
+        let cohorts = Cohorts::new(driver(&stop));
+        let from = |place: &str| Cohort { seed: 0, locality: Locality::parse(place).unwrap() };
+        let answers: Vec<_> = (0..2 * COHORTS_PER_SERVICE_MAX)
+            .map(|number| cohorts.subscribe(&service("greeter"), &from(&format!("eu/a/{number}"))))
+            .collect();
+        assert_eq!(cohorts.count(), COHORTS_PER_SERVICE_MAX + 1);
+        assert_eq!(answers.len(), 2 * COHORTS_PER_SERVICE_MAX);
         stop.cancel();
     }
 

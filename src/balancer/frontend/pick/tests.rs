@@ -4,7 +4,7 @@ use lookaside_core::{
     config::{CallConfig, MethodPath, MethodRule, RetryCode, ServiceConfig},
     event::{Action, CheckOutcome, Event, Override, Scope},
     kept::{Kept, KeptEndpoint, KeptHealth, KeptService},
-    model::{EndpointSpec, Timestamp},
+    model::{ClientId, Cohort, EndpointSpec, Locality, Timestamp},
 };
 use lookaside_proto::v1::{
     self, Ack, Hello, Outcomes, Reserve, Subscribe, Unsubscribe, balancer_client::BalancerClient,
@@ -18,6 +18,10 @@ use tonic_types::StatusExt as _;
 use super::*;
 use crate::{
     config::Limits,
+    limits::{
+        OUTCOME_BYTES_MAX, PICK_REQUEST_BYTES_MAX, PUSHBACK, SUBSCRIPTIONS_PER_CONNECTION_MAX,
+        SUBSCRIPTIONS_PER_STREAM_MAX,
+    },
     testing::{PATIENCE, address, configure, connect, driver_with, eventually, list, serve, service, until},
 };
 
@@ -46,6 +50,10 @@ async fn balancer_with(defaults: ServiceConfig) -> Balancer {
 }
 
 async fn balancer_of(driver: Handle, stop: CancellationToken) -> Balancer {
+    balancer_that_admits(driver, stop, Admission::new()).await
+}
+
+async fn balancer_that_admits(driver: Handle, stop: CancellationToken, admission: Admission) -> Balancer {
     let draining = CancellationToken::new();
     let (clients, cohorts) = (Arc::new(Clients::new()), Arc::new(Cohorts::new(driver.clone())));
     tokio::spawn(Arc::clone(&cohorts).follow(stop.clone()));
@@ -53,7 +61,7 @@ async fn balancer_of(driver: Handle, stop: CancellationToken) -> Balancer {
         driver: driver.clone(),
         cohorts: Arc::clone(&cohorts),
         clients: Arc::clone(&clients),
-        admission: Admission::new(),
+        admission,
         draining: draining.clone(),
     });
     // One test lets half a minute pass at once: no sign of life can come in between.
@@ -473,6 +481,104 @@ async fn there_is_an_end_to_what_one_stream_may_subscribe() {
     client.subscribe("s1000");
     list(&balancer.driver, "s1000", &["10.0.0.1:1"]).await;
     client.offered(&["10.0.0.1:1"]).await;
+}
+
+#[tokio::test]
+async fn there_is_an_end_to_what_one_connection_may_subscribe() {
+    let balancer = balancer().await;
+    let channel = connect(balancer.address).await;
+    let subscriptions = || balancer.clients.views().len();
+    let mut full = Vec::new();
+    while full.len() * SUBSCRIPTIONS_PER_STREAM_MAX < SUBSCRIPTIONS_PER_CONNECTION_MAX {
+        let client = Client::open(channel.clone()).await;
+        client.ask(Ask::Hello(Hello { client_id: "web-1".into(), ..Hello::default() }));
+        (0..SUBSCRIPTIONS_PER_STREAM_MAX).for_each(|number| client.subscribe(&format!("s{number}")));
+        full.push(client);
+        let wanted = full.len() * SUBSCRIPTIONS_PER_STREAM_MAX;
+        eventually("all are subscribed", || subscriptions() == wanted).await;
+    }
+    let mut further = Client::open(channel).await;
+    further.ask(Ask::Hello(Hello { client_id: "web-1".into(), ..Hello::default() }));
+    further.subscribe("s0");
+    assert_eq!(further.error().await.reason, "SUBSCRIPTIONS_MAX");
+    // What a stream had is free when it has gone.
+    full.pop();
+    eventually("a stream has gone", || subscriptions() < SUBSCRIPTIONS_PER_CONNECTION_MAX).await;
+    further.subscribe("s1");
+    eventually("there is room", || balancer.clients.views().iter().any(|view| view.stream == 10)).await;
+}
+
+#[tokio::test]
+async fn a_message_may_be_as_large_as_the_list_gives_rise_to_and_no_larger() {
+    let balancer = balancer().await;
+    let addresses: Vec<_> = (1..=100).map(|host| format!("10.0.0.{host}:1")).collect();
+    list(&balancer.driver, "greeter", &addresses.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    client.list().await;
+    let told = |bytes: usize| {
+        let endpoint = v1::EndpointOutcomes { address: addresses[0].clone(), ok: 1, ..Default::default() };
+        let detail = "x".repeat(bytes);
+        Ask::Outcomes(Outcomes {
+            service: "greeter".into(),
+            endpoints: vec![v1::EndpointOutcomes { detail, ..endpoint }],
+        })
+    };
+    client.ask(told(PICK_REQUEST_BYTES_MAX + 90 * OUTCOME_BYTES_MAX));
+    let calls = || balancer.clients.views().iter().any(|view| view.calls_per_second > 0.0);
+    client.ask(told(0));
+    eventually("they are taken", calls).await;
+    client.ask(told(PICK_REQUEST_BYTES_MAX + 101 * OUTCOME_BYTES_MAX));
+    let status = loop {
+        if let Err(status) = client.answer().await {
+            break status;
+        }
+    };
+    assert_eq!(status.get_details_error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
+}
+
+#[tokio::test]
+async fn who_would_wait_too_long_for_a_first_list_is_told_when_to_come_back_and_who_has_it_is_not() {
+    let admission = Admission::new();
+    while admission.enter(1 << 20, tokio::time::Instant::now()).is_ok() {}
+    let stop = CancellationToken::new();
+    let driver = driver_with(ServiceConfig::default(), &stop);
+    let balancer = balancer_that_admits(driver, stop, admission).await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let mut newcomer = Client::greeted(&balancer, "new").await;
+    newcomer.subscribe("greeter");
+    let refused = newcomer.answer().await.unwrap_err();
+    assert_eq!(refused.get_details_error_info().unwrap().reason, "ADMISSION");
+    let back_ms: u64 = refused.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().parse().unwrap();
+    assert!(PUSHBACK.contains(&Duration::from_millis(back_ms)));
+    let cohort = Cohort::of(&ClientId::parse("old").unwrap(), Locality::unknown());
+    let digest = match &**balancer.cohorts.subscribe(&service("greeter"), &cohort).borrow() {
+        crate::frontend::cohorts::Answer::List(published) => published.whole.list.assignment.digest,
+        other => panic!("{other:?} is no list"),
+    };
+    let mut old = Client::open(connect(balancer.address).await).await;
+    let held = v1::HeldList {
+        service: "greeter".into(),
+        digest,
+        endpoints: vec!["10.0.0.1:1".into()],
+        ..v1::HeldList::default()
+    };
+    old.ask(Ask::Hello(Hello { client_id: "old".into(), held: vec![held], ..Hello::default() }));
+    old.subscribe("greeter");
+    assert_eq!(old.method_policy().await.rules, []);
+    assert!(matches!(old.answer().await.unwrap(), Said::Tick(_)));
+    // A moment later there is room for the newcomer as well.
+    let mut again = Client::greeted(&balancer, "new").await;
+    again.subscribe("greeter");
+    let served = async {
+        while let Err(refused) = again.answer().await {
+            assert_eq!(refused.code(), Code::ResourceExhausted);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            again = Client::greeted(&balancer, "new").await;
+            again.subscribe("greeter");
+        }
+    };
+    timeout(PATIENCE, served).await.expect("it is served");
 }
 
 #[tokio::test]
