@@ -9,6 +9,8 @@
 mod abuse;
 #[path = "harness/follower.rs"]
 mod follower;
+#[path = "harness/name_server.rs"]
+pub mod name_server;
 #[path = "harness/picks.rs"]
 mod picks;
 #[path = "harness/process.rs"]
@@ -262,6 +264,14 @@ impl Backends {
     /// Starts one that reports to this address, a balancer's or the way to one.
     pub async fn reporting_to(address: &str, flags: &[&str]) -> Self {
         let args = ["dev", "backend", "--service", SERVICE, "--balancer", address];
+        let mut process = Process::start(&[&args, flags].concat());
+        let line = process.json_lines(1).await.remove(0);
+        Self { process, addresses: vec![line["address"].as_str().unwrap().to_owned()] }
+    }
+
+    /// Starts one that tells no balancer of itself.
+    pub async fn unreported(flags: &[&str]) -> Self {
+        let args = ["dev", "backend", "--service", SERVICE, "--no-report"];
         let mut process = Process::start(&[&args, flags].concat());
         let line = process.json_lines(1).await.remove(0);
         Self { process, addresses: vec![line["address"].as_str().unwrap().to_owned()] }

@@ -116,11 +116,17 @@ impl Process {
             command.env_remove(variable);
         }
         command.envs(environment.iter().copied());
-        let command = command.args(&args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        command.args(&args);
+        Self::run(format!("lookaside {}", args.join(" ")), command)
+    }
+
+    /// Starts any other program. Ended like the others.
+    pub fn run(name: String, mut command: Command) -> Self {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
         let stdout = Lines::of(child.stdout.take().unwrap());
         let stderr = Lines::of(child.stderr.take().unwrap());
-        Self { name: args.join(" "), child, stdout, stderr }
+        Self { name, child, stdout, stderr }
     }
 
     /// Sends a signal to it, and to nobody else.
@@ -189,7 +195,7 @@ impl Drop for Process {
         let _ = self.child.kill();
         let status = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("---- lookaside {} ({status:?}), stderr:", self.name);
+            eprintln!("---- {} ({status:?}), stderr:", self.name);
             let said = self.stderr.all();
             said.iter().skip(said.len().saturating_sub(60)).for_each(|line| eprintln!("  {line}"));
         }

@@ -78,6 +78,14 @@ pub(super) enum Absence {
 }
 
 impl Absence {
+    /// For the metric.
+    fn label(self) -> &'static str {
+        match self {
+            Self::NoName => "nxdomain",
+            Self::NoRecords | Self::NotOffered => "empty",
+        }
+    }
+
     pub(super) fn words(self) -> &'static str {
         match self {
             Self::NoName => "no such name (NXDOMAIN)",
@@ -173,11 +181,18 @@ impl Asker {
             let (from, message) = match reply {
                 Err(error) => return (Answer::Failed(error), Vec::new()),
                 Ok(Reply { from, message: Err((absence, lives)) }) => {
+                    count(absence.label());
                     return (Answer::Empty { absence, lives, from }, Vec::new());
                 }
                 Ok(Reply { from, message: Ok(message) }) => (from, message),
             };
-            match read(&message, &name, kind, &take) {
+            let reading = read(&message, &name, kind, &take);
+            count(match &reading {
+                Reading::Found { .. } | Reading::Alias { .. } => "found",
+                Reading::Empty(absence) => absence.label(),
+                Reading::Unusable(_) => "unusable",
+            });
+            match reading {
                 Reading::Found { records, life: own } => {
                     let lives = Duration::from_secs(u64::from(own.min(life)));
                     return (Answer::Found { records, lives, from }, message.additionals);
@@ -211,16 +226,10 @@ impl Asker {
             match understood(*server, reply.map(|reply| reply.into_message())) {
                 Ok(message) => {
                     self.first.store(at, Ordering::Relaxed);
-                    let result = match &message {
-                        Ok(_) => "found",
-                        Err((Absence::NoName, _)) => "nxdomain",
-                        Err((Absence::NoRecords | Absence::NotOffered, _)) => "empty",
-                    };
-                    metrics::counter!(DNS_LOOKUPS_TOTAL, "result" => result).increment(1);
                     return Ok(Reply { from: *server, message });
                 }
                 Err(error) => {
-                    metrics::counter!(DNS_LOOKUPS_TOTAL, "result" => error.label()).increment(1);
+                    count(error.label());
                     last = error;
                 }
             }
@@ -274,6 +283,10 @@ fn understood(
         Err(NetError::Truncated) => Err(unusable("cut off, over TCP as well")),
         Err(other) => Err(unusable(&other.to_string())),
     }
+}
+
+fn count(result: &'static str) {
+    metrics::counter!(DNS_LOOKUPS_TOTAL, "result" => result).increment(1);
 }
 
 fn seconds(life: u32) -> Duration {
