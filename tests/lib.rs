@@ -7,6 +7,8 @@
 
 #[path = "harness/abuse.rs"]
 mod abuse;
+#[path = "harness/certificates.rs"]
+mod certificates;
 #[path = "harness/follower.rs"]
 mod follower;
 #[path = "harness/name_server.rs"]
@@ -30,10 +32,12 @@ use lookaside_proto::{
         admin_client::AdminClient,
     },
 };
+use lookaside_tls::{Connector, Tls};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 pub use abuse::{Abuse, Verdict};
+pub use certificates::{Ca, own_address};
 pub use follower::{Follower, Held};
 pub use nix::sys::signal::Signal;
 pub use picks::Picks;
@@ -301,8 +305,14 @@ impl Backends {
 
     /// What one of them has executed, as it says itself.
     pub async fn executions(address: &str) -> ExecutionsResponse {
-        let mut client =
-            EchoClient::connect(format!("http://{address}")).await.unwrap().max_decoding_message_size(64 << 20);
+        Self::executions_over(address, None).await
+    }
+
+    /// The same of one that serves over TLS.
+    pub async fn executions_over(address: &str, tls: Option<Tls>) -> ExecutionsResponse {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let channel = endpoint.connect_with_connector(Connector::new(tls, address)).await.unwrap();
+        let mut client = EchoClient::new(channel).max_decoding_message_size(64 << 20);
         client.executions(ExecutionsRequest::default()).await.unwrap().into_inner()
     }
 }

@@ -40,7 +40,7 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("src/sim", &["core", "sdk"]),
     ("src/load", &["sdk", "proto"]),
     ("src/cli", &["balancer", "sim", "load", "sdk", "tls", "proto"]),
-    ("tests", &["core", "balancer", "sim", "load", "sdk", "proto"]),
+    ("tests", &["core", "balancer", "sim", "load", "sdk", "tls", "proto"]),
 ];
 
 /// Within a crate: files under the first are not to name anything under the others. The table lists modules.
@@ -316,7 +316,9 @@ fn nothing_is_unfinished(house: &House) -> Vec<String> {
             let found = in_code.iter().map(|parts| parts.concat()).find(|word| code.contains(word));
             let fix_me = ["FIX", "ME"].concat();
             let to_do = text.contains(&["TO", "DO"].concat()) && !text.contains(&["TO", "DO(#"].concat());
-            if let Some(word) = found {
+            // What takes minutes has a place of its own, and says how it is run.
+            let is_long = file.path == "tests/e2e/long.rs" && text.contains("minutes: cargo long");
+            if let Some(word) = found.filter(|_| !is_long) {
                 breaches.push(format!("{}:{}: `{word}` has no place here", file.path, at + 1));
             } else if text.contains(&fix_me) || to_do {
                 breaches.push(format!("{}:{}: what is left to do has the number of an issue", file.path, at + 1));

@@ -2,10 +2,19 @@
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 
-/// An address to connect to, as `host:port`. Refuses, in words, what has no port or asks for TLS.
+/// An admin listener: a scheme before it says how it is asked, and stays.
+pub(crate) fn parse_admin(text: &str) -> Result<String, String> {
+    let (scheme, rest) = match text.strip_prefix("https://") {
+        Some(rest) => ("https://", rest),
+        None => (text.strip_prefix("http://").map_or("", |_| "http://"), text),
+    };
+    Ok(format!("{scheme}{}", parse(rest)?))
+}
+
+/// An address to connect to, as `host:port`. Refuses, in words, what has no port.
 pub(crate) fn parse(text: &str) -> Result<String, String> {
     if text.starts_with("https://") {
-        return Err("TLS is not supported: use http:// or host:port".to_owned());
+        return Err("host:port is expected; it is connected to over TLS where --ca says whom to trust".to_owned());
     }
     let bare = text.strip_prefix("http://").unwrap_or(text);
     let bare = bare.strip_suffix('/').unwrap_or(bare);
@@ -55,6 +64,15 @@ mod tests {
         ] {
             assert_eq!(parse(text).as_deref(), Ok(address));
         }
+    }
+
+    #[test]
+    fn an_admin_listener_keeps_its_scheme() {
+        for text in ["lb-0:7401", "http://lb-0:7401", "https://lb-0:7401"] {
+            assert_eq!(parse_admin(text).as_deref(), Ok(text));
+        }
+        assert_eq!(parse_admin("https://lb-0:7401/").as_deref(), Ok("https://lb-0:7401"));
+        assert!(parse_admin("https://http://lb-0").is_err() && parse_admin("ftp://lb-0:1").is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use lookaside_proto::v1::{GetStatusRequest, Status, admin_client::AdminClient};
+use lookaside_tls::{Connector, Tls, Trouble};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
@@ -17,8 +18,11 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Admin {
     /// `host:port` of its admin listener, as it was named to us.
     pub(crate) address: String,
+    /// Whether nobody on the way reads along.
+    pub(crate) over_tls: bool,
     pub(crate) status: Status,
     pub(crate) client: AdminClient<Channel>,
+    trouble: Trouble,
     timeout: Duration,
 }
 
@@ -42,12 +46,14 @@ impl Admin {
     }
 
     /// One replica. Fails when it does not answer in time.
-    pub(crate) async fn connect_to(address: &str, global: &Global) -> Result<Self, Failure> {
+    pub(crate) async fn connect_to(named: &str, global: &Global) -> Result<Self, Failure> {
         let timeout = question_timeout(global);
-        let channel = connect(address, timeout).await?;
+        let (address, tls) = global.secure.admin(named)?;
+        let over_tls = tls.is_some();
+        let (channel, trouble) = connect(address, timeout, tls).await?;
         let mut client = AdminClient::new(channel);
-        let status = answer(address, timeout, client.get_status(GetStatusRequest {})).await?;
-        Ok(Self { address: address.to_owned(), status, client, timeout })
+        let status = answer(address, timeout, &trouble, client.get_status(GetStatusRequest {})).await?;
+        Ok(Self { address: address.to_owned(), over_tls, status, client, trouble, timeout })
     }
 
     /// Waits for an answer to a question put through `self.client`, at most the timeout.
@@ -55,12 +61,25 @@ impl Admin {
         &self,
         question: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, Failure> {
-        answer(&self.address, self.timeout, question).await
+        answer(&self.address, self.timeout, &self.trouble, question).await
     }
 
     /// Where clients connect, as seen from here.
     pub(crate) fn client_address(&self) -> String {
         crate::address::seen_from_here(&self.status.client_address, &self.address)
+    }
+
+    /// How clients connect there. Fails when that is over TLS and nothing says whom to trust.
+    pub(crate) fn client_tls(&self, global: &Global) -> Result<Option<Tls>, Failure> {
+        if !self.status.certificates.iter().any(|certificate| certificate.listener == "client") {
+            return Ok(None);
+        }
+        let tls = global.secure.tls()?;
+        if tls.is_none() {
+            let text = format!("clients of the balancer at {} connect over TLS", self.client_address());
+            return Err(Failure::new(Exit::Usage, text).next("--ca FILE, the CA of its certificate"));
+        }
+        Ok(tls)
     }
 
     /// Fails when the balancer does not know this service, and names those it does.
@@ -93,27 +112,44 @@ pub(crate) fn question_timeout(global: &Global) -> Duration {
     global.timeout.unwrap_or(QUESTION_TIMEOUT)
 }
 
-/// A plain connection to `host:port`. Fails when it is not made in time.
-pub(crate) async fn connect(address: &str, timeout: Duration) -> Result<Channel, Failure> {
+/// A connection to `host:port`, and what TLS has to say if it breaks. Fails when it is not made in time.
+pub(crate) async fn connect(address: &str, timeout: Duration, tls: Option<Tls>) -> Result<(Channel, Trouble), Failure> {
+    let connector = Connector::new(tls, address);
+    let trouble = connector.trouble();
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| Failure::new(Exit::Usage, format!("`{address}` is no address: {error}")))?
-        .tcp_nodelay(true)
         .connect_timeout(timeout);
-    endpoint.connect().await.map_err(|error| {
-        // "transport error" says nothing that its cause does not say better.
-        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), chain);
-        Failure::unreachable(address, &cause)
-    })
+    // An address that stands in one URI stands in the other.
+    let endpoint = match connector.origin().parse() {
+        Ok(origin) => endpoint.origin(origin),
+        Err(_) => endpoint,
+    };
+    let connect = tokio::time::timeout(timeout, endpoint.connect_with_connector(connector));
+    let Ok(connected) = connect.await else {
+        return Err(Failure::unreachable(address, &format!("no connection within {timeout:?}")));
+    };
+    match connected {
+        Ok(channel) => Ok((channel, trouble)),
+        Err(error) => {
+            // "transport error" says nothing that its cause does not say better.
+            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), chain);
+            Err(Failure::unreachable(address, trouble.said().unwrap_or(&cause)))
+        }
+    }
 }
 
 /// Waits for an answer, at most `timeout`. Fails as the status says.
 pub(crate) async fn answer<T>(
     address: &str,
     timeout: Duration,
+    trouble: &Trouble,
     question: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Failure> {
     match tokio::time::timeout(timeout, question).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) if trouble.said().is_some() => {
+            Err(Failure::unreachable(address, trouble.said().unwrap_or(status.message())))
+        }
         Ok(Err(status)) => Err(match (status.code(), std::error::Error::source(&status)) {
             // A status that was made up here has a source; one that was sent has none.
             (Code::Unknown, Some(cause)) => Failure::unanswered(address, cause),

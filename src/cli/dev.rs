@@ -79,7 +79,7 @@ struct Demo {
 /// Runs the demonstration or one of its parts; exit 0 whatever becomes of the calls.
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     match args.part {
-        Some(Part::Backend(part)) => backend::run(part).await,
+        Some(Part::Backend(part)) => backend::run(global, part).await,
         Some(Part::Client(part)) => client::run(global, part).await,
         None => demo(global, args.demo).await,
     }

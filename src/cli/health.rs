@@ -33,17 +33,18 @@ struct Health {
 
 /// Prints the status. Fails unless it is SERVING.
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
-    let (balancer, identity) = match args.balancer {
-        Some(balancer) => (balancer, String::new()),
+    let (balancer, identity, tls) = match args.balancer {
+        Some(balancer) => (balancer, String::new(), global.secure.tls()?),
         None => {
             let admin = Admin::connect(global).await?;
-            (admin.client_address(), admin.status.balancer)
+            (admin.client_address(), admin.status.balancer.clone(), admin.client_tls(global)?)
         }
     };
     let timeout = admin::question_timeout(global);
-    let mut client = HealthClient::new(admin::connect(&balancer, timeout).await?);
+    let (channel, trouble) = admin::connect(&balancer, timeout, tls).await?;
+    let mut client = HealthClient::new(channel);
     let request = HealthCheckRequest { service: args.service.clone() };
-    let answer = admin::answer(&balancer, timeout, client.check(request)).await?;
+    let answer = admin::answer(&balancer, timeout, &trouble, client.check(request)).await?;
     let status = ServingStatus::try_from(answer.status).unwrap_or(ServingStatus::Unknown);
     match global.output {
         Format::Table => output::text(status.as_str_name())?,

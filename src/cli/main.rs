@@ -16,6 +16,7 @@ mod logs;
 mod output;
 mod overrides;
 mod pick;
+mod secure;
 mod serve;
 mod services;
 mod signals;
@@ -46,10 +47,10 @@ struct Cli {
 /// What every command understands.
 #[derive(clap::Args)]
 pub(crate) struct Global {
-    /// Admin listener of the balancer; several replicas with commas: reads ask the first that answers, overrides go to all
+    /// Admin listener of the balancer, http:// in plaintext, https:// over TLS (--ca); several replicas with commas: reads ask the first that answers, overrides go to all
     #[arg(
         short, long, global = true, env = "LOOKASIDE_ADDR", value_name = "ADDR[,ADDR]", help_heading = "Global options",
-        default_value = "http://127.0.0.1:7401", value_delimiter = ',', value_parser = address::parse
+        default_value = "http://127.0.0.1:7401", value_delimiter = ',', value_parser = address::parse_admin
     )]
     pub(crate) addr: Vec<String>,
     /// How long one question may take [default: 5s], or how long --wait waits [default: 30s]
@@ -58,6 +59,8 @@ pub(crate) struct Global {
     /// How data is written to stdout
     #[arg(short, long, global = true, value_enum, default_value = "table", help_heading = "Global options")]
     pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) secure: secure::Args,
     #[command(flatten)]
     pub(crate) logs: logs::Args,
 }

@@ -18,6 +18,12 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Milliseconds since 1970.
+pub(crate) fn now_unix_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis())
+        .unwrap_or(u64::MAX)
+}
+
 /// Extra keys of an envelope, for the kinds that have none.
 #[derive(Serialize)]
 pub(crate) struct NoExtra {}

@@ -216,6 +216,10 @@ pub(crate) async fn run(global: &Global, order: Order) -> Result<(), Failure> {
 
 async fn give(address: &str, global: &Global, request: &SetOverrideRequest) -> Result<Taken, Failure> {
     let admin = Admin::connect_to(address, global).await?;
+    let mut order = tonic::Request::new(request.clone());
+    if let Some(token) = global.secure.authorization(&admin.address, admin.over_tls)? {
+        order.metadata_mut().insert("authorization", token);
+    }
     let word = request.r#override.clone().unwrap_or_default();
     let undoes = undone_by(word.action());
     // Asked before, for afterwards nothing is left to see. The order does not wait for a question that fails.
@@ -223,7 +227,7 @@ async fn give(address: &str, global: &Global, request: &SetOverrideRequest) -> R
         Some(action) => standing(&admin, &word.service, action).await.ok(),
         None => None,
     };
-    let effects = admin.answer(admin.client.clone().set_override(request.clone())).await?.effects;
+    let effects = admin.answer(admin.client.clone().set_override(order)).await?.effects;
     let idle = standing.is_some_and(|standing| {
         let concerns = |e: &Effect, (service, address): &Place| e.service == *service && e.addresses.contains(address);
         !standing.iter().any(|place| effects.iter().any(|effect| concerns(effect, place)))

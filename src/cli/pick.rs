@@ -5,6 +5,7 @@ use lookaside_proto::v1::{
     Ack, Hello, List, PickRequest, PickResponse, ServiceError, Subscribe, balancer_client::BalancerClient,
     pick_request, pick_response,
 };
+use lookaside_tls::Tls;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -60,12 +61,13 @@ struct Picks {
 /// Prints the list, or every list that comes. Fails when the service is unknown or nothing is answered in time.
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     // With --balancer the admin listener is not needed, and may be out of reach.
-    let (balancer, identity, admin) = match &args.balancer {
-        Some(balancer) => (balancer.clone(), String::new(), None),
+    let (balancer, tls, identity, admin) = match &args.balancer {
+        Some(balancer) => (balancer.clone(), global.secure.tls()?, String::new(), None),
         None => {
             let admin = Admin::connect(global).await?;
             admin.expect_service(&args.service)?;
-            (admin.client_address(), admin.status.balancer.clone(), Some(admin))
+            let tls = admin.client_tls(global)?;
+            (admin.client_address(), tls, admin.status.balancer.clone(), Some(admin))
         }
     };
     let timeout = admin::question_timeout(global);
@@ -76,7 +78,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     };
     let client_id = args.client_id.clone().unwrap_or_else(|| "lookaside-cli".to_owned());
     let first = async {
-        let mut picks = Picks::open(&balancer, timeout, hello(client_id, locality), &args.service).await?;
+        let mut picks = Picks::open(&balancer, tls, timeout, hello(client_id, locality), &args.service).await?;
         let list = picks.next(&args.service).await?;
         Ok::<_, Failure>((picks, list))
     };
@@ -114,8 +116,14 @@ async fn locality_of(admin: &Admin, service: &str, client_id: &str) -> Result<St
 }
 
 impl Picks {
-    async fn open(balancer: &str, timeout: std::time::Duration, hello: Hello, service: &str) -> Result<Self, Failure> {
-        let channel = admin::connect(balancer, timeout).await?;
+    async fn open(
+        balancer: &str,
+        tls: Option<Tls>,
+        timeout: std::time::Duration,
+        hello: Hello,
+        service: &str,
+    ) -> Result<Self, Failure> {
+        let (channel, trouble) = admin::connect(balancer, timeout, tls).await?;
         let first = [
             pick_request::Kind::Hello(hello),
             pick_request::Kind::Subscribe(Subscribe { service: service.to_owned() }),
@@ -125,7 +133,11 @@ impl Picks {
         let (requests, outbox) = mpsc::channel(4);
         let stream = first.chain(ReceiverStream::new(outbox));
         let responses = BalancerClient::new(channel).pick(stream).await;
-        let responses = responses.map_err(|status| Failure::from_status(balancer, &status))?.into_inner();
+        let responses = responses.map_err(|status| match trouble.said() {
+            Some(said) => Failure::unreachable(balancer, said),
+            None => Failure::from_status(balancer, &status),
+        })?;
+        let responses = responses.into_inner();
         Ok(Self { balancer: balancer.to_owned(), requests, responses })
     }
 

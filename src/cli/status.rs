@@ -30,6 +30,7 @@ struct Overview {
     report_streams: u32,
     sources: Vec<Source>,
     data: Vec<DataFile>,
+    certificates: Vec<Certificate>,
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<Configuration>,
 }
@@ -54,6 +55,18 @@ struct Source {
     last_answer_ms_ago: u64,
     endpoints: u32,
     answered: bool,
+}
+
+/// What a listener shows.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Certificate {
+    listener: String,
+    names: Vec<String>,
+    not_before_unix_ms: u64,
+    not_after_unix_ms: u64,
+    ending: bool,
+    refused: String,
 }
 
 /// A file of the data directory.
@@ -108,6 +121,14 @@ fn split(status: v1::Status) -> (Overview, Vec<Service>) {
             refused: file.refused,
         })
         .collect();
+    let certificates = status.certificates.into_iter().map(|certificate| Certificate {
+        listener: certificate.listener,
+        names: certificate.names,
+        not_before_unix_ms: certificate.not_before_unix_ms,
+        not_after_unix_ms: certificate.not_after_unix_ms,
+        ending: certificate.ending,
+        refused: certificate.refused,
+    });
     let overview = Overview {
         version: status.version,
         epoch: format!("{:016x}", status.epoch),
@@ -120,6 +141,7 @@ fn split(status: v1::Status) -> (Overview, Vec<Service>) {
         report_streams: status.report_streams,
         sources,
         data,
+        certificates: certificates.collect(),
         config: status.config.map(|config| Configuration {
             file: config.file,
             applied_ms_ago: config.applied_ms_ago,
@@ -152,6 +174,8 @@ fn screen(status: &v1::Status) -> String {
             if source.stale { stale } else { "" },
         ));
     }
+    let now = output::now_unix_ms();
+    lines.extend(status.certificates.iter().map(|certificate| certificate_line(certificate, now)));
     for file in &status.data {
         if !file.refused.is_empty() {
             lines.push(format!("! {} of the last start not used: {}", file.name, file.refused));
@@ -188,6 +212,23 @@ fn configuration(config: &v1::ConfigStatus) -> String {
         return format!("! config {}   REFUSED {refused} ago, the last good one of {applied} ago holds", config.file);
     }
     format!("  config {}   applied {} ago", config.file, age(config.applied_ms_ago))
+}
+
+/// Of each listener that speaks TLS, how long that lasts.
+fn certificate_line(certificate: &v1::Certificate, now_unix_ms: u64) -> String {
+    let mark = if certificate.ending || !certificate.refused.is_empty() { "! " } else { "  " };
+    let left = certificate.not_after_unix_ms.checked_sub(now_unix_ms).filter(|left| *left > 0);
+    let left = match left {
+        Some(left) => format!("expires in {}", age(left)),
+        None => "EXPIRED".to_owned(),
+    };
+    let names = if certificate.names.is_empty() { "nobody".to_owned() } else { certificate.names.join(", ") };
+    let refused = if certificate.refused.is_empty() {
+        String::new()
+    } else {
+        format!("   newer files not used: {}", certificate.refused)
+    };
+    format!("{mark}certificate {}   for {names}   {left}{refused}", certificate.listener)
 }
 
 fn headline(status: &v1::Status) -> String {

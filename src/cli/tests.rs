@@ -134,7 +134,7 @@ fn every_command_teaches_by_example() {
 #[test]
 fn an_address_list_reaches_several_replicas() {
     let cli = Cli::try_parse_from(["lookaside", "status", "-a", "http://a:7401,b:7401"]).unwrap();
-    assert_eq!(cli.global.addr, ["a:7401", "b:7401"]);
+    assert_eq!(cli.global.addr, ["http://a:7401", "b:7401"]);
     assert!(Cli::try_parse_from(["lookaside", "status", "-a", "nowhere"]).is_err());
 }
 

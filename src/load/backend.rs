@@ -14,8 +14,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lookaside_proto::demo::echo_server::EchoServer;
-use lookaside_sdk::Reporter;
-use lookaside_sdk::reporter;
+use lookaside_sdk::tls::Acceptor;
+use lookaside_sdk::{Reporter, Tls, reporter};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -38,8 +38,14 @@ pub struct Config {
     pub service: String,
     /// Balancers to report to, `host:port` each; none: it only answers health checks, ORCA pulls and probes.
     pub balancers: Vec<String>,
+    /// How balancers are connected to; none: in plaintext.
+    pub balancer_tls: Option<Tls>,
     /// Where it listens; port 0 lets the kernel choose.
     pub listen: SocketAddr,
+    /// How it is connected to; none: in plaintext.
+    pub tls: Option<Acceptor>,
+    /// The name its certificate shows, when that is not the host of its address.
+    pub tls_name: String,
     /// Its own name; none: its address.
     pub instance: Option<String>,
     /// region/zone/subzone; empty when unknown.
@@ -68,6 +74,9 @@ impl Config {
         Self {
             service: service.into(),
             balancers: Vec::new(),
+            balancer_tls: None,
+            tls: None,
+            tls_name: String::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             instance: None,
             locality: String::new(),
@@ -142,11 +151,16 @@ impl Backend {
         }
         let address = local.to_string();
         let instance = config.instance.clone().unwrap_or_else(|| address.clone());
-        let reporter = Reporter::builder(&config.service)
+        let mut reporter = Reporter::builder(&config.service);
+        if let Some(tls) = &config.balancer_tls {
+            reporter = reporter.tls(tls.clone());
+        }
+        let reporter = reporter
             .balancers(&config.balancers)
             .advertise(&address)
             .instance(&instance)
             .locality(&config.locality)
+            .tls_name(&config.tls_name)
             // The process may hold a whole fleet, and its work is made of timers.
             .measure_cpu(false)
             .start()
@@ -162,7 +176,10 @@ impl Backend {
             .add_service(reporter.orca_service())
             .add_service(reporter.probe_service())
             .add_service(EchoServer::new(echo.clone()))
-            .serve_with_incoming_shutdown(connection::accept(listener, kill.clone()), stop.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(
+                connection::accept(listener, config.tls.clone(), kill.clone()),
+                stop.clone().cancelled_owned(),
+            );
         let (end, ended) = watch::channel(false);
         let killed = kill.clone();
         tokio::spawn(async move {

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
 use lookaside_proto::demo::{EchoRequest, echo_client::EchoClient};
-use lookaside_sdk::Channel;
 pub use lookaside_sdk::MethodPolicy;
+use lookaside_sdk::{Channel, Tls};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -39,6 +39,10 @@ pub struct Config {
     pub service: String,
     /// Balancers to ask, `host:port` each.
     pub balancers: Vec<String>,
+    /// How balancers are connected to; none: in plaintext.
+    pub balancer_tls: Option<Tls>,
+    /// How endpoints are connected to; none: in plaintext.
+    pub tls: Option<Tls>,
     /// How many clients; each has a channel and an identity of its own, calls take turns among them.
     pub clients: usize,
     /// Identity of a client is this, a dash and its number; empty: a random name.
@@ -74,6 +78,8 @@ impl Config {
         Self {
             service: service.into(),
             balancers: balancers.into_iter().map(|balancer| balancer.as_ref().to_owned()).collect(),
+            balancer_tls: None,
+            tls: None,
             clients: 3,
             client_id: String::new(),
             locality: String::new(),
@@ -148,6 +154,12 @@ impl Run {
             }
             if let Some(calls_max) = config.endpoint_calls_max {
                 channel = channel.endpoint_calls_max(calls_max);
+            }
+            if let Some(tls) = &config.balancer_tls {
+                channel = channel.balancer_tls(tls.clone());
+            }
+            if let Some(tls) = &config.tls {
+                channel = channel.tls(tls.clone());
             }
             channel.connect()
         }))

@@ -1,18 +1,26 @@
 //! The end that is connected to: shows its certificate, and may want one of the client.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use rustls::{
     RootCertStore, ServerConfig,
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    Error, Io, Look, Material, Reloading, Validity, connect,
+    Error, Io, Look, Material, Reloading, Trouble, Validity, connect,
     pem::{self, cryptography},
 };
+
+/// How long a peer that was turned away may take to read that, and how much it may send meanwhile: 64 KiB.
+const FAREWELL: Duration = Duration::from_millis(500);
+const FAREWELL_READS: usize = 64;
 
 /// Whether a client has to show a certificate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,11 +74,17 @@ impl Acceptor {
     pub async fn accept(&self, stream: TcpStream) -> Result<Io, Error> {
         connect::refresh(&self.loaded).await;
         let acceptor = TlsAcceptor::from(Arc::clone(&self.loaded.current().config));
-        let stream = acceptor.accept(stream).await.map_err(|error| Error::of_handshake(&error, ""))?;
+        let stream = match acceptor.accept(stream).into_fallible().await {
+            Ok(stream) => stream,
+            Err((error, stream)) => {
+                farewell(stream).await;
+                return Err(Error::of_handshake(&error, ""));
+            }
+        };
         if stream.get_ref().1.alpn_protocol() != Some(connect::H2) {
             return Err(Error::NotHttp2);
         }
-        Ok(Io::Tls(Box::new(stream.into())))
+        Ok(Io::secured(stream, Trouble::default()))
     }
 
     /// From when until when the certificate in use holds.
@@ -119,6 +133,23 @@ impl AcceptorBuilder {
         let make = move |texts: &[Vec<u8>]| make(&places, texts, client_auth);
         Ok(Acceptor { loaded: Arc::new(Reloading::load(what, materials, make)?) })
     }
+}
+
+/// Lets the peer read why it was turned away: a connection that is closed while something of the peer's is unread takes the
+/// last word back.
+async fn farewell(mut stream: TcpStream) {
+    let mut unread = [0; 1024];
+    let read = async {
+        stream.shutdown().await?;
+        for _ in 0..FAREWELL_READS {
+            if stream.read(&mut unread).await? == 0 {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    // Whatever becomes of it, it was a courtesy.
+    let _ = timeout(FAREWELL, read).await;
 }
 
 fn make(places: &[String], texts: &[Vec<u8>], client_auth: ClientAuth) -> Result<Loaded, Error> {

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    Error, Io, Material, Reloading,
+    Error, Io, Material, Reloading, Trouble,
     pem::{self, cryptography},
 };
 
@@ -62,6 +62,10 @@ impl Tls {
     /// # Errors
     /// When the peer speaks no TLS or no HTTP/2, is not to be trusted, or shows another name.
     pub async fn connect(&self, stream: TcpStream, name: &str) -> Result<Io, Error> {
+        self.connect_telling(stream, name, Trouble::default()).await
+    }
+
+    async fn connect_telling(&self, stream: TcpStream, name: &str, trouble: Trouble) -> Result<Io, Error> {
         let name = self.name().unwrap_or(name);
         let expected = ServerName::try_from(name.to_owned()).map_err(|_| Error::NotAName(name.to_owned()))?;
         refresh(&self.config).await;
@@ -70,7 +74,7 @@ impl Tls {
         if stream.get_ref().1.alpn_protocol() != Some(H2) {
             return Err(Error::NotHttp2);
         }
-        Ok(Io::Tls(Box::new(stream.into())))
+        Ok(Io::secured(stream, trouble))
     }
 }
 
@@ -161,13 +165,17 @@ fn make(places: &[String], texts: &[Vec<u8>], has_identity: bool) -> Result<Clie
 /// # Errors
 /// When there is no connection, or the peer is not who it should be.
 pub async fn dial(address: &str, tls: Option<(&Tls, &str)>) -> Result<Io, Error> {
+    dial_telling(address, tls, Trouble::default()).await
+}
+
+async fn dial_telling(address: &str, tls: Option<(&Tls, &str)>, trouble: Trouble) -> Result<Io, Error> {
     let stream = TcpStream::connect(address).await.map_err(Error::Tcp)?;
     // Frames are small and waited for.
     stream.set_nodelay(true).map_err(Error::Tcp)?;
     match tls {
         None => Ok(Io::Plain(stream)),
-        Some((tls, "")) => tls.connect(stream, host(address)).await,
-        Some((tls, name)) => tls.connect(stream, name).await,
+        Some((tls, "")) => tls.connect_telling(stream, host(address), trouble).await,
+        Some((tls, name)) => tls.connect_telling(stream, name, trouble).await,
     }
 }
 
@@ -188,13 +196,20 @@ fn host(address: &str) -> &str {
 pub struct Connector {
     tls: Option<Tls>,
     name: Arc<str>,
+    trouble: Trouble,
 }
 
 impl Connector {
     /// For a peer that people call `name`, `host:port`, wherever the channel connects to: with `tls` it has to show that
     /// host. Plain without `tls`.
     pub fn new(tls: Option<Tls>, name: &str) -> Self {
-        Self { tls, name: name.into() }
+        Self { tls, name: name.into(), trouble: Trouble::default() }
+    }
+
+    /// What TLS has to say when its connection breaks, of the first one that does: with TLS 1.3 a peer refuses our
+    /// certificate only when the channel is in use.
+    pub fn trouble(&self) -> Trouble {
+        self.trouble.clone()
     }
 
     /// What requests are to name as their origin. The channel itself is to be made for `http://host:port` always: with a
@@ -215,10 +230,11 @@ impl tower::Service<http::Uri> for Connector {
     }
 
     fn call(&mut self, uri: http::Uri) -> Self::Future {
-        let Self { tls, name } = self.clone();
+        let Self { tls, name, trouble } = self.clone();
         Box::pin(async move {
             let address = uri.authority().map_or("", |authority| authority.as_str());
-            Ok(TokioIo::new(dial(address, tls.as_ref().map(|tls| (tls, host(&name)))).await?))
+            let tls = tls.as_ref().map(|tls| (tls, host(&name)));
+            Ok(TokioIo::new(dial_telling(address, tls, trouble).await?))
         })
     }
 }

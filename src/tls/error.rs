@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use rustls::{AlertDescription, CertificateError};
 
+use crate::io::Trouble;
+
 /// Why there is no connection over TLS.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -149,9 +151,13 @@ impl Error {
 
     /// An error of a connection that was made, in our words where TLS is what it is about. A peer that speaks TLS 1.3
     /// refuses our certificate only once the handshake is over for us.
-    pub(crate) fn of_connection(error: io::Error) -> io::Error {
+    pub(crate) fn of_connection(error: io::Error, trouble: &Trouble) -> io::Error {
         match rustls_error(&error) {
-            Some(inner) => io::Error::new(error.kind(), Self::of_rustls(inner, "")),
+            Some(inner) => {
+                let ours = Self::of_rustls(inner, "");
+                trouble.say(&ours);
+                io::Error::new(error.kind(), ours)
+            }
             None => error,
         }
     }

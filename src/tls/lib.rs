@@ -23,7 +23,7 @@ pub use error::Error;
 pub use expiry::Validity;
 #[cfg(feature = "incoming")]
 pub use incoming::{HANDSHAKE_DEADLINE, HANDSHAKES_MAX, incoming};
-pub use io::Io;
+pub use io::{Io, Secured, Trouble};
 pub use reload::{FILE_BYTES_MAX, LOOK_PERIOD, Look, Material, Reloading};
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! over. Knows no command.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{BufRead as _, BufReader, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -112,7 +114,8 @@ impl Process {
     pub fn start_with<A: AsRef<str>>(args: &[A], environment: &[(&str, &str)]) -> Self {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         let mut command = Command::new(binary());
-        for variable in ["LOOKASIDE_ADDR", "LOOKASIDE_CACHE_DIR", "LOOKASIDE_LOG", "LOOKASIDE_TARGET", "RUST_LOG"] {
+        let ours = |name: &OsStr| name == "RUST_LOG" || name.to_string_lossy().starts_with("LOOKASIDE_");
+        for (variable, _) in env::vars_os().filter(|(name, _)| ours(name)) {
             command.env_remove(variable);
         }
         command.envs(environment.iter().copied());

@@ -13,12 +13,7 @@ use super::{
     plan::{Plan, Refusal},
     requests::{self, Requests},
 };
-use crate::{
-    Tls, backoff, dial,
-    error::{cut, flatten},
-    pool::Pool,
-    resolve::Place,
-};
+use crate::{Tls, backoff, dial, error::cut, pool::Pool, resolve::Place};
 
 const SDK: &str = concat!("lookaside-rust/", env!("CARGO_PKG_VERSION"));
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -93,7 +88,7 @@ pub(super) async fn open(pool: &Arc<Pool>, identity: &Identity, plan: &mut Plan,
 }
 
 async fn attempt(pool: &Arc<Pool>, identity: &Identity, place: Place) -> Result<Opened, Refusal> {
-    let channel = connect(&place, identity.tls.as_ref()).await.map_err(Refusal::unreachable)?;
+    let (channel, trouble) = connect(&place, identity.tls.as_ref()).await.map_err(Refusal::unreachable)?;
     let (requests, outgoing) = requests::queue(pool);
     let greeting = [
         pick_request::Kind::Hello(hello(pool, identity)),
@@ -107,13 +102,16 @@ async fn attempt(pool: &Arc<Pool>, identity: &Identity, place: Place) -> Result<
     let mut client = BalancerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     match timeout(ANSWER_TIMEOUT, client.pick(outgoing)).await {
         Ok(Ok(response)) => Ok(Opened { place, requests, stream: response.into_inner() }),
-        Ok(Err(status)) => Err(refusal(&status)),
+        Ok(Err(status)) => Err(match trouble.said() {
+            Some(said) => Refusal::unreachable(said.to_owned()),
+            None => refusal(&status),
+        }),
         Err(_) => Err(Refusal::unreachable(format!("no answer within {ANSWER_TIMEOUT:?}"))),
     }
 }
 
 /// Connects to the place; the peer is addressed by the name that it was configured by.
-async fn connect(place: &Place, tls: Option<&Tls>) -> Result<transport::Channel, String> {
+async fn connect(place: &Place, tls: Option<&Tls>) -> Result<(transport::Channel, dial::Trouble), String> {
     let connect = dial::balancer(place, tls, |endpoint| {
         endpoint
             .connect_timeout(CONNECT_TIMEOUT)
@@ -122,8 +120,7 @@ async fn connect(place: &Place, tls: Option<&Tls>) -> Result<transport::Channel,
             .keep_alive_while_idle(true)
     });
     match timeout(CONNECT_TIMEOUT, connect).await {
-        Ok(Ok(channel)) => Ok(channel),
-        Ok(Err(error)) => Err(flatten(&error)),
+        Ok(connected) => connected,
         Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}")),
     }
 }

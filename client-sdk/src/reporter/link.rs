@@ -80,7 +80,7 @@ pub(super) async fn keep_reporting(shared: Arc<Shared>, place: Place) {
 }
 
 /// Connects to the place; the peer is addressed by the name that it was configured by.
-async fn connect(place: &Place, tls: Option<&Tls>) -> Result<Channel, String> {
+async fn connect(place: &Place, tls: Option<&Tls>) -> Result<(Channel, dial::Trouble), String> {
     let connect = dial::balancer(place, tls, |endpoint| {
         endpoint
             .connect_timeout(CONNECT_TIMEOUT)
@@ -88,7 +88,7 @@ async fn connect(place: &Place, tls: Option<&Tls>) -> Result<Channel, String> {
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true)
     });
-    connect.await.map_err(|error| flatten(&error))
+    connect.await
 }
 
 enum End {
@@ -119,8 +119,8 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     async fn run(&mut self, place: &Place, phase: &mut watch::Receiver<Phase>) -> End {
-        let channel = match connect(place, self.shared.tls.as_ref()).await {
-            Ok(channel) => channel,
+        let (channel, trouble) = match connect(place, self.shared.tls.as_ref()).await {
+            Ok(connected) => connected,
             Err(why) => return End::broken(why),
         };
         if *phase.borrow_and_update() == Phase::Left {
@@ -133,7 +133,7 @@ impl Exchange<'_> {
         let answer = timeout(ANSWER_TIMEOUT, client.report(ReceiverStream::new(waiting))).await;
         let mut responses = match answer {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return End::said(&status),
+            Ok(Err(status)) => return trouble.said().map_or_else(|| End::said(&status), End::broken),
             Err(_) => return End::broken(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
         };
         let mut period = PERIOD;

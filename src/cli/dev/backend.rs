@@ -1,16 +1,18 @@
 //! `lookaside dev backend`: demo backends in a process of their own, to be killed, stopped and drained for real.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use lookaside_load::backend::{self, Backend, Distribution};
+use lookaside_tls::Acceptor;
 use serde::Serialize;
 use tokio::signal::unix::SignalKind;
 
 use crate::exit::{Exit, Failure, chain};
 use crate::signals::{Stop, catch};
-use crate::{address, duration, output};
+use crate::{Global, address, duration, output};
 
 /// Run demo backends: real servers of lookaside.demo.v1.Echo whose capacity is made of timers, not of CPU
 #[derive(clap::Args)]
@@ -18,6 +20,7 @@ use crate::{address, duration, output};
   lookaside dev backend --service greeter --balancer 127.0.0.1:7400 --count 6
   lookaside dev backend --service greeter --balancer lb-0:7400,lb-1:7400 --listen 127.0.0.1:50051 --mean 5ms --dist exp
 
+With --ca they report over TLS, and with --cert and --key show who they are; what they show to callers is --serve-cert.
 Each backend writes one line to stdout when it serves: {\"address\":\"127.0.0.1:50051\",...}.
 SIGTERM or SIGINT drains: new calls stop, calls and streams in flight end, then it exits.
 SIGUSR1 makes their health NOT_SERVING, the next one SERVING again.
@@ -44,6 +47,18 @@ pub(crate) struct Args {
     locality: String,
     #[command(flatten)]
     capacity: Capacity,
+    /// Certificate (PEM) that they show: they serve over TLS
+    #[arg(long, value_name = "FILE", requires = "serve_key")]
+    serve_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "serve_cert")]
+    serve_key: Option<PathBuf>,
+    /// CA (PEM) that has to have signed the certificates of their callers
+    #[arg(long, value_name = "FILE", requires = "serve_cert")]
+    serve_client_ca: Option<PathBuf>,
+    /// Name they register as that of their certificate [default: the host of their address]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    serve_name: String,
     /// Do not register and report: known through the balancer's configuration alone
     #[arg(long)]
     no_report: bool,
@@ -91,13 +106,13 @@ struct Ready<'a> {
 }
 
 /// Serves until told to stop, then drains. Fails when an address cannot be bound.
-pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let mut stop = Stop::catch()?;
     let mut toggle = catch(SignalKind::user_defined1())?;
     let mut break_down = catch(SignalKind::user_defined2())?;
     let mut backends = Vec::new();
     for index in 0..args.count {
-        let backend = Backend::start(config(&args, index)?).await;
+        let backend = Backend::start(config(global, &args, index)?).await;
         let backend = backend
             .map_err(|error| Failure::new(Exit::Failed, chain(&error)).next("--listen 127.0.0.1:0, or another port"))?;
         output::json(&Ready { address: backend.address(), service: &args.service })?;
@@ -130,7 +145,18 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-fn config(args: &Args, index: u16) -> Result<backend::Config, Failure> {
+/// What they show, if they serve over TLS.
+fn acceptor(args: &Args) -> Result<Option<Acceptor>, Failure> {
+    let (Some(cert), Some(key)) = (&args.serve_cert, &args.serve_key) else { return Ok(None) };
+    let mut builder = Acceptor::builder(cert, key);
+    if let Some(ca) = &args.serve_client_ca {
+        builder = builder.client_ca_file(ca);
+    }
+    let acceptor = builder.build("certificate of the demo backend");
+    acceptor.map(Some).map_err(|error| Failure::new(Exit::Usage, chain(&error)))
+}
+
+fn config(global: &Global, args: &Args, index: u16) -> Result<backend::Config, Failure> {
     let mut listen = args.listen;
     if listen.port() != 0 {
         let port = listen.port().checked_add(index);
@@ -145,6 +171,9 @@ fn config(args: &Args, index: u16) -> Result<backend::Config, Failure> {
             index => format!("{name}-{index}"),
         }),
         locality: args.locality.clone(),
+        balancer_tls: global.secure.tls()?,
+        tls: acceptor(args)?,
+        tls_name: args.serve_name.clone(),
         mean: capacity.mean,
         distribution: match capacity.dist {
             Dist::Fixed => Distribution::Fixed,

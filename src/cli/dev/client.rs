@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lookaside_load::generator::{self, MethodPolicy};
+use lookaside_tls::Tls;
 use tonic::Code;
 
 use super::live::Live;
 use super::{follow, start_load, summary};
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::signals::Stop;
 use crate::{Global, address, duration};
 
@@ -52,6 +53,9 @@ pub(crate) struct Args {
     /// Times between calls vary as those of independent callers do
     #[arg(long)]
     poisson: bool,
+    /// Endpoints are called over TLS, as balancers are with --ca, and have to show the name that the list says
+    #[arg(long)]
+    endpoint_tls: bool,
     /// Backends wait this long between the work and the answer
     #[arg(long, value_name = "DURATION", default_value = "0", value_parser = duration::parse)]
     answer_delay: Duration,
@@ -110,6 +114,14 @@ impl Repeats {
     }
 }
 
+/// Fails where nothing says whom to trust.
+fn endpoint_tls(global: &Global) -> Result<Option<Tls>, Failure> {
+    match global.secure.endpoint_tls()? {
+        None => Err(Failure::new(Exit::Usage, "--endpoint-tls needs the CA of the endpoints").next("--ca FILE")),
+        tls => Ok(tls),
+    }
+}
+
 /// Sends the load and prints the summary. Fails when no balancer gives a list.
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let mut stop = Stop::catch()?;
@@ -125,6 +137,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         answer_delay: args.answer_delay,
         policy: args.repeats.policy(),
         endpoint_calls_max: args.endpoint_calls_max,
+        balancer_tls: global.secure.tls()?,
+        tls: if args.endpoint_tls { endpoint_tls(global)? } else { None },
         ..generator::Config::new(args.service, &args.balancer)
     })
     .await?;

@@ -10,6 +10,7 @@ use lookaside_load::backend::{self, Backend};
 use lookaside_proto::v1::admin_client::AdminClient;
 use lookaside_proto::v1::r#override::Scope;
 use lookaside_proto::v1::{ListServicesRequest, Override, OverrideAction, SetOverrideRequest};
+use lookaside_tls::Trouble;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -44,7 +45,7 @@ impl Fleet {
         let balancer = lookaside_balancer::run(config, shutdown.clone()).await;
         let balancer = balancer.map_err(|error| Failure::new(Exit::Failed, chain(&error)))?;
         let addresses = balancer.addresses;
-        let channel = admin::connect(&addresses.admin.to_string(), PATIENCE).await?;
+        let (channel, _) = admin::connect(&addresses.admin.to_string(), PATIENCE, None).await?;
         let admin = AdminClient::new(channel);
         let mut fleet = Self { addresses, balancer, shutdown, admin, backends: Vec::new(), started: 0 };
         for _ in 0..backends {
@@ -104,7 +105,7 @@ impl Fleet {
         };
         let request = SetOverrideRequest { r#override: Some(word), for_ms: 0, dry_run: false };
         let admin_address = self.addresses.admin.to_string();
-        admin::answer(&admin_address, PATIENCE, self.admin.set_override(request)).await?;
+        admin::answer(&admin_address, PATIENCE, &Trouble::default(), self.admin.set_override(request)).await?;
         Ok(Some(address))
     }
 
@@ -124,7 +125,10 @@ impl Fleet {
         let offered = async {
             loop {
                 let request = ListServicesRequest { service: String::new() };
-                let services = admin::answer(&address, PATIENCE, self.admin.list_services(request)).await?.services;
+                let services =
+                    admin::answer(&address, PATIENCE, &Trouble::default(), self.admin.list_services(request))
+                        .await?
+                        .services;
                 if services.iter().any(|s| s.name == SERVICE && s.eligible >= backends) {
                     return Ok::<_, Failure>(());
                 }

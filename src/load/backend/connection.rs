@@ -6,9 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, stream};
+use futures_util::future::Either;
+use futures_util::{Stream, StreamExt as _, stream};
+use lookaside_sdk::tls::{self, Acceptor, Io};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
@@ -17,17 +19,31 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: Io,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// Accepts until dropped; `cut` ends the connections.
-pub(crate) fn accept(listener: TcpListener, cut: CancellationToken) -> impl Stream<Item = io::Result<Connection>> {
+/// Accepts until dropped, over TLS if that is given; `cut` ends the connections.
+pub(crate) fn accept(
+    listener: TcpListener,
+    tls: Option<Acceptor>,
+    cut: CancellationToken,
+) -> impl Stream<Item = io::Result<Connection>> {
+    match tls {
+        None => Either::Left(plain(listener, cut)),
+        Some(acceptor) => {
+            let connection = move |stream| Connection { stream, cut: Box::pin(cut.clone().cancelled_owned()) };
+            Either::Right(tls::incoming(listener, acceptor).map(move |accepted| accepted.map(&connection)))
+        }
+    }
+}
+
+fn plain(listener: TcpListener, cut: CancellationToken) -> impl Stream<Item = io::Result<Connection>> {
     stream::unfold((listener, cut), |(listener, cut)| async move {
         let accepted = match listener.accept().await {
             Ok((stream, _)) => {
                 let cut = Box::pin(cut.clone().cancelled_owned());
-                stream.set_nodelay(true).map(|()| Connection { stream, cut })
+                stream.set_nodelay(true).map(|()| Connection { stream: Io::Plain(stream), cut })
             }
             Err(error) => {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
