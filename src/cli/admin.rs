@@ -150,11 +150,7 @@ pub(crate) async fn answer<T>(
         Ok(Err(status)) if trouble.said().is_some() => {
             Err(Failure::unreachable(address, trouble.said().unwrap_or(status.message())))
         }
-        Ok(Err(status)) => Err(match (status.code(), std::error::Error::source(&status)) {
-            // A status that was made up here has a source; one that was sent has none.
-            (Code::Unknown, Some(cause)) => Failure::unanswered(address, cause),
-            _ => Failure::from_status(address, &status),
-        }),
+        Ok(Err(status)) => Err(Failure::from_status(address, &status)),
         Err(_) => Err(Failure::unreachable(address, &format!("no answer within {timeout:?}"))),
     }
 }

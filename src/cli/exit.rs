@@ -22,7 +22,7 @@ Data goes to stdout, everything else to stderr. Colours are off when NO_COLOR is
 
 /// What to do when the wrong listener was asked.
 const LISTENERS: &str = "--addr with the admin listener (7401 unless configured), --balancer with the client listener \
-                         (7400); metrics (7402) are for a browser or curl";
+                         (7400), https:// where it speaks TLS; metrics (7402) are for a browser or curl";
 
 /// The exit codes; closed, and part of what scripts may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,12 +80,17 @@ impl Failure {
     }
 
     /// A connection, but no answer to a first question: the metrics listener, say, speaks no HTTP/2.
-    pub(crate) fn unanswered(address: &str, cause: &(dyn std::error::Error + 'static)) -> Self {
-        Self::new(Exit::Unreachable, format!("no gRPC answer from {address}: {}", chain(cause))).next(LISTENERS)
+    pub(crate) fn unanswered(address: &str, status: &Status) -> Self {
+        let cause = std::error::Error::source(status).map_or_else(|| status.message().to_owned(), chain);
+        Self::new(Exit::Unreachable, format!("no gRPC answer from {address}: {cause}")).next(LISTENERS)
     }
 
     /// What a balancer at `address` answered instead of what it was asked for.
     pub(crate) fn from_status(address: &str, status: &Status) -> Self {
+        // Whoever does not speak our protocol, or breaks off in the middle of it, has not answered.
+        if matches!(status.code(), Code::Unknown | Code::Internal) && is_made_here(status) {
+            return Self::unanswered(address, status);
+        }
         // Whatever listens there is healthy, and the wrong one.
         if status.code() == Code::Unimplemented {
             return Self::new(Exit::Usage, format!("what listens at {address} does not serve this")).next(LISTENERS);
@@ -153,6 +158,11 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+/// Whether nobody sent this status. One that the library made up has a source, or only words to tell it by.
+fn is_made_here(status: &Status) -> bool {
+    std::error::Error::source(status).is_some() || status.message().starts_with("h2 protocol error")
+}
+
 /// An error with all its causes: the outermost one alone rarely says what happened.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -194,6 +204,10 @@ mod tests {
         let wrong = Failure::from_status("127.0.0.1:7400", &Status::unimplemented(""));
         assert_eq!(wrong.exit, Exit::Usage);
         assert!(wrong.to_string().contains("127.0.0.1:7400") && wrong.to_string().contains("--addr"), "{wrong}");
+        for made_here in [Status::from_error("not HTTP/2".into()), Status::internal("h2 protocol error: http2 error")] {
+            let broken = Failure::from_status("127.0.0.1:7400", &made_here);
+            assert_eq!(broken.exit, Exit::Unreachable, "{broken}");
+        }
         assert_eq!(Exit::TimedOut.code(), 5);
         assert_eq!(Exit::Config.code(), 78);
     }

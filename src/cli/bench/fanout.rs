@@ -20,7 +20,7 @@ use super::child::Child;
 use super::part::Ready;
 use super::{Figure, tell};
 use crate::Global;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, chain};
 
 const PROPAGATION_US_P99_MAX: f64 = 50_000.0;
 const RSS_KIB_PER_STREAM_MAX: f64 = 8.0;
@@ -254,5 +254,5 @@ async fn list(address: &str, endpoints: usize) -> Result<List, Failure> {
 }
 
 fn unmade(address: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
-    Failure::unanswered(address, error)
+    Failure::unreachable(address, &chain(error))
 }
