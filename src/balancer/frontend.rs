@@ -7,4 +7,5 @@
 pub(crate) mod clients;
 pub(crate) mod cohorts;
 mod encode;
+mod few;
 pub(crate) mod pick;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use lookaside_proto::v1::{GetStatusRequest, Status, admin_client::AdminClient};
 use lookaside_tls::{Connector, Tls, Trouble};
-use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::Global;

@@ -13,7 +13,7 @@ use std::{
 use lookaside_core::model::{Address, ClientId, Locality, ServiceName, Version};
 use tokio::{sync::watch, time::Instant};
 
-use super::cohorts::List;
+use super::{cohorts::List, few::Few};
 use crate::limits::{ACK_WAIT, UNACKNOWLEDGED_LISTS_MAX};
 
 /// Lists in use, and by how many streams.
@@ -46,7 +46,7 @@ struct Client {
     who: Who,
     since: Instant,
     /// On the heap each: a node of the map has room for eleven, and most clients want one.
-    services: BTreeMap<ServiceName, Box<Held>>,
+    services: Few<ServiceName, Held>,
 }
 
 /// What a stream has of one service.
@@ -153,7 +153,7 @@ impl Clients {
     /// A new stream; it is forgotten when the session is dropped.
     pub(crate) fn join(self: &Arc<Self>, who: Who) -> Session {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let client = Arc::new(Mutex::new(Client { who, since: Instant::now(), services: BTreeMap::new() }));
+        let client = Arc::new(Mutex::new(Client { who, since: Instant::now(), services: Few::default() }));
         lock(&self.streams).insert(id, Arc::clone(&client));
         Session { id, client, clients: Arc::clone(self) }
     }
@@ -230,7 +230,7 @@ pub(crate) struct Session {
 impl Session {
     /// The client wants a service, and uses these addresses of it already.
     pub(crate) fn subscribed(&self, service: &ServiceName, before: BTreeSet<Address>) {
-        let held = Box::new(Held { before, ..Held::default() });
+        let held = Held { before, ..Held::default() };
         lock(&self.client).services.insert(service.clone(), held);
     }
 
@@ -238,7 +238,7 @@ impl Session {
     pub(crate) fn unsubscribed(&self, service: &ServiceName) {
         let held = lock(&self.client).services.remove(service);
         if let Some(held) = held {
-            self.release(service, *held);
+            self.release(service, held);
         }
     }
 
@@ -351,7 +351,7 @@ impl Drop for Session {
         lock(&self.clients.streams).remove(&self.id);
         let services = std::mem::take(&mut lock(&self.client).services);
         for (service, held) in services {
-            self.release(&service, *held);
+            self.release(&service, held);
         }
     }
 }

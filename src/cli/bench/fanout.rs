@@ -43,7 +43,9 @@ A change is an order to drain one endpoint, or to take that back, so that every 
 moment the order is sent to the admin listener until the list is there, for every client and change. Lists of two sizes are
 sent, one short and one of some 1.8 KB, and acknowledged as clients do. server_cpu_us_per_push is the processor time of the whole
 balancer meanwhile over the lists received. The floor is a bare tonic server in place of the balancer that sends the same lists
-to the same streams; it computes nothing.")]
+to the same streams; it computes nothing. rss_kib_per_stream is what memory grows by with all streams, at
+their first list or after the last change, whichever is more, their part of the connections included; rss_kib_per_further_stream
+that of a stream on a connection that is there anyway, before the changes; server_rss_kib is the whole balancer at the end.")]
 pub(super) struct Args {
     /// Pick streams
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -65,19 +67,30 @@ pub(super) struct Args {
 /// What came of one list with one server.
 struct Phase {
     told: Told,
-    server: Usage,
-    before: Usage,
-    /// With all streams open.
+    /// The server's: without a connection, with all of them and a stream on each, with all streams, and at the end.
+    idle: Usage,
+    connected: Usage,
     open: Usage,
+    end: Usage,
 }
 
 impl Phase {
     fn cpu_us_per_push(&self) -> f64 {
-        (self.server.cpu_us - self.open.cpu_us) as f64 / self.told.lists.max(1) as f64
+        (self.end.cpu_us - self.open.cpu_us) as f64 / self.told.lists.max(1) as f64
     }
 
-    fn rss_kib_per_stream(&self, streams: u32) -> f64 {
-        self.server.rss_kib.max(self.open.rss_kib).saturating_sub(self.before.rss_kib) as f64 / f64::from(streams)
+    fn rss_kib(from: &Usage, to: &Usage, per: u32) -> f64 {
+        to.rss_kib.saturating_sub(from.rss_kib) as f64 / f64::from(per.max(1))
+    }
+
+    /// All streams, at the first list or after the last, whichever is more; their part of the connections included.
+    fn rss_kib_per_stream(&self, args: &Args) -> f64 {
+        Self::rss_kib(&self.idle, &self.open, args.streams).max(Self::rss_kib(&self.idle, &self.end, args.streams))
+    }
+
+    /// A stream on a connection that is there anyway.
+    fn rss_kib_per_further_stream(&self, args: &Args) -> f64 {
+        Self::rss_kib(&self.connected, &self.open, args.streams.saturating_sub(args.connections))
     }
 }
 
@@ -120,9 +133,11 @@ fn tell_phase(args: &Args, size: &str, phase: &Phase, floor: &Phase, figures: &m
     add("floor_propagation_p50_us", floor.told.p50_us as f64, None);
     add("floor_propagation_p99_us", floor.told.p99_us as f64, None);
     let shared = args.streams >= 10 * args.connections;
-    add("rss_kib_per_stream", phase.rss_kib_per_stream(args.streams), Some(RSS_KIB_PER_STREAM_MAX).filter(|_| shared));
-    add("floor_rss_kib_per_stream", floor.rss_kib_per_stream(args.streams), None);
-    add("server_rss_kib", phase.server.rss_kib as f64, Some(RSS_KIB_MAX).filter(|_| many));
+    add("rss_kib_per_stream", phase.rss_kib_per_stream(args), Some(RSS_KIB_PER_STREAM_MAX).filter(|_| shared));
+    add("rss_kib_per_further_stream", phase.rss_kib_per_further_stream(args), None);
+    add("rss_kib_per_connection", Phase::rss_kib(&phase.idle, &phase.connected, args.connections), None);
+    add("floor_rss_kib_per_stream", floor.rss_kib_per_stream(args), None);
+    add("server_rss_kib", phase.end.rss_kib as f64, Some(RSS_KIB_MAX).filter(|_| many));
 }
 
 /// The balancer itself, and a list that it sent.
@@ -143,8 +158,8 @@ async fn balancer(args: &Args, addresses: &[String]) -> Result<(Phase, List), Fa
         AdminClient::connect(format!("http://{}", at.admin)).await.map_err(|error| unmade(&at.admin, &error))?;
     let list = list(&at.client, addresses.len()).await?;
     let target = addresses.last().cloned().unwrap_or_default();
-    let before = balancer.usage();
-    let mut subscribers = subscribe(args, &at.client).await?;
+    let idle = balancer.usage();
+    let (mut subscribers, connected) = subscribe(args, &at.client, &balancer).await?;
     let open = balancer.usage();
     let mut changes = Vec::new();
     let mut due = interval(args.every());
@@ -154,8 +169,7 @@ async fn balancer(args: &Args, addresses: &[String]) -> Result<(Phase, List), Fa
         changes.push(order(&mut admin, &target, action).await?);
     }
     let told = settle(&mut subscribers, &changes).await?;
-    let server = balancer.usage();
-    Ok((Phase { told, server, before, open }, list))
+    Ok((Phase { told, idle, connected, open, end: balancer.usage() }, list))
 }
 
 /// A bare server with the same list.
@@ -163,8 +177,9 @@ async fn floor(args: &Args, list: &List) -> Result<Phase, Failure> {
     let (mut server, ()) = Child::start("the bare server", &["bench", "part", "floor"]).await?;
     let hex = list.encode_to_vec().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let Ready { addresses } = server.ask(&hex).await?;
-    let before = server.usage();
-    let mut subscribers = subscribe(args, addresses.first().map_or("", |address| address)).await?;
+    let idle = server.usage();
+    let address = addresses.first().map_or("", |address| address);
+    let (mut subscribers, connected) = subscribe(args, address, &server).await?;
     let open = server.usage();
     let mut changes: Vec<Change> = Vec::new();
     let mut due = interval(args.every());
@@ -173,7 +188,7 @@ async fn floor(args: &Args, list: &List) -> Result<Phase, Failure> {
         changes.push(server.ask(&()).await?);
     }
     let told = settle(&mut subscribers, &changes).await?;
-    Ok(Phase { told, server: server.usage(), before, open })
+    Ok(Phase { told, idle, connected, open, end: server.usage() })
 }
 
 impl Args {
@@ -183,16 +198,19 @@ impl Args {
     }
 }
 
-async fn subscribe(args: &Args, address: &str) -> Result<Child, Failure> {
+/// The subscribers, once each of their streams has a list; and what the server had used when each connection had one alone.
+async fn subscribe(args: &Args, address: &str, server: &Child) -> Result<(Child, Usage), Failure> {
     let (connections, streams) = (args.connections.min(args.streams).to_string(), args.streams.to_string());
     let what = ["bench", "part", "subscribers", "--service", "bench", "--address", address];
     let shape = ["--connections", &connections, "--streams", &streams];
+    let (mut child, ()) = Child::start("the subscribers", &[&what[..], &shape[..]].concat()).await?;
+    let connected = server.usage();
     let started = Instant::now();
-    let (mut child, Ready { .. }) = Child::start("the subscribers", &[&what[..], &shape[..]].concat()).await?;
+    let () = child.ask(&()).await?;
     eprintln!("  all streams have a list after {} ms", started.elapsed().as_millis());
     // What came so far is the first list of each.
     let _: Told = child.ask::<Vec<Change>, _>(&Vec::new()).await?;
-    Ok(child)
+    Ok((child, connected))
 }
 
 /// What the subscribers received of the changes, once that is all.

@@ -35,7 +35,7 @@ enum Part {
         #[arg(long)]
         balancer: Option<String>,
     },
-    /// Pick streams
+    /// Pick streams, one on each connection; the first line that comes in opens the others
     Subscribers {
         #[arg(long)]
         address: String,
@@ -75,9 +75,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             }
         }
         Part::Subscribers { address, service, connections, streams } => {
-            let config = Config { address: address.clone(), service, connections, streams };
-            let subscribers = Subscribers::open(&config).await.map_err(failure)?;
-            output::json(&Ready { addresses: vec![address] })?;
+            let config = Config { address, service, connections, streams };
+            let mut subscribers = Subscribers::connect(config).await.map_err(failure)?;
+            output::json(&())?;
+            let Some(()) = next(&mut lines).await? else { return Ok(()) };
+            subscribers.open_all().await.map_err(failure)?;
+            output::json(&())?;
             while let Some(changes) = next::<Vec<Change>>(&mut lines).await? {
                 output::json(&subscribers.told(&changes))?;
             }

@@ -68,8 +68,10 @@ pub struct Told {
 /// Streams that stay open until this is dropped.
 #[derive(Debug)]
 pub struct Subscribers {
+    config: Config,
+    senders: Vec<Sender>,
     seen: Vec<Arc<Mutex<Seen>>>,
-    _streams: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 /// What one stream received.
@@ -83,37 +85,57 @@ struct Seen {
 }
 
 impl Subscribers {
-    /// Opens them all; returns when every one has a list.
+    /// Makes all connections, with one stream each; returns when these have a list.
     ///
     /// # Errors
     /// When a connection cannot be made, or some streams get no list.
-    pub async fn open(config: &Config) -> Result<Self, Error> {
-        let mut streams = JoinSet::new();
-        let mut seen = Vec::with_capacity(config.streams);
-        for connection in 0..config.connections {
-            let sender = connect(&config.address, &mut streams).await?;
-            for number in (connection..config.streams).step_by(config.connections) {
-                let mine = Arc::new(Mutex::new(Seen::default()));
-                seen.push(mine.clone());
-                let (address, service, sender) = (config.address.clone(), config.service.clone(), sender.clone());
-                streams.spawn(async move {
-                    loop {
-                        let ended = stream(&address, &service, number, sender.clone(), &mine).await;
-                        tracing::debug!(?ended, number, "a stream ended");
-                        lock(&mine).reopened += 1;
-                        tokio::time::sleep(REOPEN).await;
-                    }
-                });
-            }
+    pub async fn connect(config: Config) -> Result<Self, Error> {
+        let connections = config.connections.min(config.streams);
+        let mut all = Self { config, senders: Vec::new(), seen: Vec::new(), tasks: JoinSet::new() };
+        for number in 0..connections {
+            let sender = connect(&all.config.address, &mut all.tasks).await?;
+            all.senders.push(sender);
+            all.open(number);
         }
+        all.wait().await?;
+        Ok(all)
+    }
+
+    /// Opens all other streams; returns when every one has a list.
+    ///
+    /// # Errors
+    /// When some streams get no list.
+    pub async fn open_all(&mut self) -> Result<(), Error> {
+        for number in self.seen.len()..self.config.streams {
+            self.open(number);
+        }
+        self.wait().await
+    }
+
+    fn open(&mut self, number: usize) {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        self.seen.push(seen.clone());
+        let Some(sender) = self.senders.get(number % self.senders.len().max(1)).cloned() else { return };
+        let (address, service) = (self.config.address.clone(), self.config.service.clone());
+        self.tasks.spawn(async move {
+            loop {
+                let ended = stream(&address, &service, number, sender.clone(), &seen).await;
+                tracing::debug!(?ended, number, "a stream ended");
+                lock(&seen).reopened += 1;
+                tokio::time::sleep(REOPEN).await;
+            }
+        });
+    }
+
+    async fn wait(&self) -> Result<(), Error> {
         let started = Instant::now();
         loop {
-            let ready = seen.iter().filter(|seen| lock(seen).is_ready).count();
-            if ready == seen.len() {
-                return Ok(Self { seen, _streams: streams });
+            let ready = self.seen.iter().filter(|seen| lock(seen).is_ready).count();
+            if ready == self.seen.len() {
+                return Ok(());
             }
             if started.elapsed() > READY_MAX {
-                return Err(Error::Incomplete { what: "streams", ready, wanted: seen.len(), within: READY_MAX });
+                return Err(Error::Incomplete { what: "streams", ready, wanted: self.seen.len(), within: READY_MAX });
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -1,21 +1,21 @@
 //! What is due to one client: for each service the newest answer alone, in the order in which services became due, so
 //! that a busy one does not starve the others; and what is to be said about single services.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use lookaside_core::model::ServiceName;
 use lookaside_proto::v1::ServiceError;
 use tokio::time::Instant;
 
-use crate::{frontend::cohorts::Answer, limits::ERRORS_WAITING_MAX};
+use crate::{
+    frontend::{cohorts::Answer, few::Few},
+    limits::ERRORS_WAITING_MAX,
+};
 
 /// See above.
 #[derive(Default)]
 pub(super) struct Pending {
-    answers: BTreeMap<ServiceName, Arc<Answer>>,
+    answers: Few<ServiceName, Arc<Answer>>,
     turns: VecDeque<ServiceName>,
     errors: VecDeque<ServiceError>,
     since: Option<Instant>,

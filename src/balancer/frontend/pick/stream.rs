@@ -26,6 +26,7 @@ use crate::{
         clients::{Session, Who},
         cohorts::{Answer, Framed, Published},
         encode,
+        few::Few,
     },
     limits::{
         LAST_WORDS_WAIT, NEWCOMER_WAIT, OUTCOME_BYTES_MAX, PICK_REQUEST_BYTES_MAX, SUBSCRIPTIONS_PER_CONNECTION_MAX,
@@ -80,12 +81,11 @@ struct PickStream {
     client: ClientId,
     cohort: Cohort,
     answers: StreamMap<ServiceName, WatchStream<Arc<Answer>>>,
-    /// On the heap each: a node of the map has room for eleven, and most clients want one.
-    services: BTreeMap<ServiceName, Box<Subscribed>>,
+    services: Few<ServiceName, Subscribed>,
     /// What the client brought and has not subscribed to yet.
     held: BTreeMap<ServiceName, HeldList>,
     /// Lists that wait: for the balancer to have heard more, or for their turn.
-    held_back: BTreeMap<ServiceName, (Instant, Arc<Answer>)>,
+    held_back: Few<ServiceName, (Instant, Arc<Answer>)>,
     pending: Pending,
     /// Endpoints in the longest list that the client may tell of.
     endpoints_max: usize,
@@ -146,8 +146,8 @@ impl PickStream {
             client: hello.id,
             cohort: hello.cohort,
             answers: StreamMap::new(),
-            services: BTreeMap::new(),
-            held_back: BTreeMap::new(),
+            services: Few::default(),
+            held_back: Few::default(),
             pending: Pending::default(),
             endpoints_max: held.values().map(|list| list.endpoints.len()).max().unwrap_or(0),
             allowance: Allowance::new(Instant::now()),
@@ -162,7 +162,7 @@ impl PickStream {
         loop {
             let waiting = self.pending.since();
             let unread = waiting.map(|since| since + UNREAD_MAX);
-            let held_back = self.held_back.values().map(|(until, _)| *until).min();
+            let held_back = self.held_back.iter().map(|(_, (until, _))| *until).min();
             let due = unread.into_iter().chain(held_back).min();
             tokio::select! {
                 message = requests.next(PICK_REQUEST_BYTES_MAX + self.endpoints_max * OUTCOME_BYTES_MAX) => match message {
@@ -266,7 +266,7 @@ impl PickStream {
         self.session.subscribed(&service, held.unwrap_or_default().endpoints);
         let answers = self.shared.cohorts.subscribe(&service, &self.cohort);
         self.answers.insert(service.clone(), WatchStream::new(answers));
-        self.services.insert(service, Box::new(subscribed));
+        self.services.insert(service, subscribed);
     }
 
     fn unsubscribe(&mut self, name: &str) {
@@ -303,8 +303,7 @@ impl PickStream {
     }
 
     fn told(&mut self, wire: &v1::Outcomes) {
-        let Some((service, _)) = ServiceName::parse(&wire.service).ok().and_then(|s| self.services.get_key_value(&s))
-        else {
+        let Some(service) = ServiceName::parse(&wire.service).ok().and_then(|s| self.services.key(&s)) else {
             let words = "outcomes are taken of subscribed services";
             return self.object(&wire.service, Code::InvalidArgument, "OUTCOMES_INVALID", words);
         };
