@@ -72,6 +72,10 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// What waits on one stream for a peer that reads slowly; further lists wait in one slot, the newest in place of others.
 pub(crate) const SEND_BUFFER_BYTES_MAX: usize = 128 << 10;
 
+/// Connections of one listener that the kernel keeps until they are accepted, if its own limit (`net.core.somaxconn`) is
+/// no lower. Beyond it the kernel does not answer, and the peer tries again after 1 s, 3 s and 7 s: a herd must fit.
+pub(crate) const CONNECTIONS_WAITING_MAX: u32 = 4_096;
+
 /// Connections of one listener between their first byte and their first request. A further one waits, and is closed after
 /// half the handshake deadline. Each takes some 20 KiB once HTTP/2 is spoken.
 pub(crate) const HANDSHAKES_MAX: usize = 1_024;

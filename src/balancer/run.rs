@@ -9,7 +9,7 @@ use lookaside_core::{
 };
 use lookaside_proto::v1::{balancer_server, reporter_server};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     task::{JoinHandle, JoinSet},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -26,7 +26,7 @@ use crate::{
         cohorts::Cohorts,
         pick::{self, Admission, Pick, Shared},
     },
-    limits::{METRICS_CONNECTIONS_MAX, SMALL_REQUEST_BYTES_MAX},
+    limits::{CONNECTIONS_WAITING_MAX, METRICS_CONNECTIONS_MAX, SMALL_REQUEST_BYTES_MAX},
     signal::{Holders, probe, report},
     source::{Source as _, dns::Names, file::File},
     store::{self, Store},
@@ -337,9 +337,13 @@ fn numbers(driver: &Handle, clients: &Clients) -> Numbers {
 
 async fn listen(listener: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
     let failed = |reason| Error::Listen { listener, address, reason };
-    let socket = TcpListener::bind(address).await.map_err(failed)?;
-    let address = socket.local_addr().map_err(failed)?;
-    Ok((socket, address))
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+    // A restarted balancer has its old address at once, whatever the kernel still remembers of its connections.
+    socket.set_reuseaddr(true).map_err(failed)?;
+    socket.bind(address).map_err(failed)?;
+    let listening = socket.listen(CONNECTIONS_WAITING_MAX).map_err(failed)?;
+    let address = listening.local_addr().map_err(failed)?;
+    Ok((listening, address))
 }
 
 #[cfg(test)]

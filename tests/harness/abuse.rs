@@ -26,6 +26,18 @@ const FROM: &str = "127.0.0.66:0";
 /// How long it is quiet before, for comparison.
 const QUIET: Duration = Duration::from_secs(3);
 
+/// What one peer may cost in memory.
+const GROWN_BYTES_MAX: u64 = 16 << 20;
+
+/// ENHANCE_YOUR_CALM.
+const CALM: u32 = 11;
+
+/// What others may notice.
+const P99_TIMES_MAX: f64 = 1.25;
+
+/// Round trips take half a millisecond, and whoever abuses does so on the same two processors.
+const NOISE: Duration = Duration::from_millis(5);
+
 /// A kind of abuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Abuse {
@@ -99,6 +111,22 @@ impl fmt::Display for Verdict {
     }
 }
 
+impl Verdict {
+    /// It holds: little memory, cut where that is the only remedy and in time, and for others nearly nothing.
+    pub fn expect_harmless(&self) {
+        assert!(self.grown_bytes <= GROWN_BYTES_MAX, "{self}");
+        if self.kind.must_be_cut() {
+            assert_eq!(self.cut, self.connections, "{self}");
+        }
+        if matches!(self.kind, Abuse::Pings | Abuse::Settings | Abuse::Priorities | Abuse::UnknownFrames) {
+            // As far as the peer comes to read it before its connection is reset.
+            assert!(self.goaway.is_none_or(|code| code == CALM), "{self}");
+        }
+        let [quiet, abused] = self.p99;
+        assert!(abused <= quiet.mul_f64(P99_TIMES_MAX) + NOISE, "{self}");
+    }
+}
+
 /// How one connection ended.
 #[derive(Debug, Default, Clone, Copy)]
 struct End {
@@ -149,7 +177,7 @@ impl Abuse {
         let mut attackers = JoinSet::new();
         let target: SocketAddr = balancer.client.parse().unwrap();
         for _ in 0..self.connections() {
-            attackers.spawn(self.attack(target, deadline));
+            attackers.spawn(self.attack(target, duration));
         }
         let (abused, grown_bytes) = tokio::join!(other.p99(duration), async {
             let mut most = before;
@@ -180,21 +208,22 @@ impl Abuse {
         }
     }
 
-    /// One connection, until it is cut or the time is over.
-    async fn attack(self, target: SocketAddr, deadline: Instant) -> End {
-        let began = Instant::now();
+    /// One connection, until it is cut or it has had its time.
+    async fn attack(self, target: SocketAddr, duration: Duration) -> End {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(FROM.parse().unwrap()).unwrap();
         if self == Self::SlowReaders {
             socket.set_recv_buffer_size(1).unwrap();
         }
         let mut end = End::default();
-        let Ok(mut connection) = socket.connect(target).await else {
-            end.cut_after = Some(began.elapsed());
+        let connected = socket.connect(target).await;
+        let began = Instant::now();
+        let Ok(mut connection) = connected else {
+            end.cut_after = Some(Duration::ZERO);
             return end;
         };
         let attack = self.speak(&mut connection, &mut end);
-        if tokio::time::timeout_at(deadline.into(), attack).await.is_ok() {
+        if tokio::time::timeout(duration, attack).await.is_ok() {
             end.cut_after = Some(began.elapsed());
         }
         end

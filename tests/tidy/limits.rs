@@ -20,6 +20,7 @@ const REACHED: &[(&str, &str)] = &[
     ("SAVE_PAUSE_MIN", "a_snapshot_has_to_wait_a_second_after_the_last_one"),
     ("SAVE_PAUSE_TIMES", "a_snapshot_has_to_wait_a_second_after_the_last_one"),
     ("CONFIG_QUIET", "a_file_that_changes_is_read_again_and_one_that_goes_changes_nothing"),
+    ("CONNECTIONS_WAITING_MAX", "whoever_abuses_a_connection_is_cut_or_bounded_and_costs_others_next_to_nothing"),
     ("HANDSHAKES_PER_PEER_MAX", "handshakes_of_one_peer_wait_for_each_other_and_are_given_up_at_the_deadline"),
     ("GOAWAY_WAIT", "who_never_asks_is_told_to_go_away_at_the_deadline_and_cut"),
     ("CONTROL_FRAMES_MAX", "a_budget_comes_back_with_time_and_with_messages_and_never_beyond_its_maximum"),
