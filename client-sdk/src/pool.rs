@@ -99,6 +99,12 @@ struct Member {
     priority: u32,
 }
 
+impl Member {
+    fn is_wanted(&self, last_tier: Option<u32>) -> bool {
+        self.weight > 0 && last_tier.is_some_and(|last| self.priority <= last)
+    }
+}
+
 impl Pool {
     pub(crate) fn new(service: String, client_id: String, connect_timeout: Duration, seed: u64) -> Arc<Self> {
         let fleet = Arc::new(Fleet::new(seed));
@@ -212,10 +218,11 @@ impl Pool {
         if state.closed {
             return;
         }
-        state.replace_members(&list);
+        let gone = state.replace_members(&list);
         state.rings = self.keys.follow(&list, &state.members, &state.rings);
         state.view.hold(list, source, from);
         self.rebuild_with(&mut state);
+        state.let_go(gone);
         drop(state);
         self.list_changed.send_modify(|n| *n += 1);
     }
@@ -223,12 +230,10 @@ impl Pool {
     /// Holds no list any more.
     pub(crate) fn forget(&self) {
         let mut state = self.state();
-        for member in std::mem::take(&mut state.members) {
-            member.endpoint.stop();
-            state.departed.push(member.endpoint);
-        }
+        let gone = std::mem::take(&mut state.members);
         state.view.forget();
         self.rebuild_with(&mut state);
+        state.let_go(gone.into_iter().map(|member| member.endpoint));
         drop(state);
         self.list_changed.send_modify(|n| *n += 1);
     }
@@ -267,10 +272,11 @@ impl Pool {
         if !is_a_balancers {
             return self.apply_to(state, list, ListSource::Fallback, None);
         }
-        state.replace_members(&list);
+        let gone = state.replace_members(&list);
         state.rings = self.keys.follow(&list, &state.members, &state.rings);
         state.view.list = Some(list);
         self.rebuild_with(&mut state);
+        state.let_go(gone);
         drop(state);
         self.list_changed.send_modify(|n| *n += 1);
     }
@@ -292,42 +298,30 @@ impl Pool {
         }
     }
 
+    /// Calls go by the new picker before any connection is let go: whoever picks finds only those that stay.
     fn rebuild_with(&self, state: &mut State) {
-        self.keep_tiers(state);
+        let last_tier = state.last_tier_wanted();
         let policy = state.view.list.as_ref().map(|l| l.policy).unwrap_or_default();
         let offers = state.members.iter().map(|m| Offer {
             peer: m.endpoint.peer.clone(),
             weight: m.weight,
             priority: m.priority,
-            ready: m.endpoint.is_ready(),
+            ready: m.is_wanted(last_tier) && m.endpoint.is_ready(),
             item: m.endpoint.clone(),
         });
         let picker = Picker::new(policy, self.fleet.clone(), offers)
             .with_calls_max(self.advice.endpoint_calls_max())
             .with_rings(&state.rings);
         self.picker.store(Arc::new(picker));
-        self.picker_made.send_modify(|n| *n += 1);
-    }
-
-    /// Keeps the best tier connected, and the next one as well while the best is in trouble as a whole.
-    fn keep_tiers(&self, state: &State) {
-        let mut tiers: Vec<u32> = state.members.iter().filter(|m| m.weight > 0).map(|m| m.priority).collect();
-        tiers.sort_unstable();
-        tiers.dedup();
-        let in_trouble = |tier: u32| {
-            let mut of_tier = state.members.iter().filter(|m| m.weight > 0 && m.priority == tier);
-            of_tier.all(|m| matches!(m.endpoint.link(), Link::Failed(_)))
-        };
-        let last_wanted = tiers.iter().copied().find(|tier| !in_trouble(*tier)).or(tiers.last().copied());
         for member in &state.members {
-            let wanted = member.weight > 0 && last_wanted.is_some_and(|last| member.priority <= last);
-            if wanted {
+            if member.is_wanted(last_tier) {
                 let seed = self.rng().next_u64();
                 member.endpoint.start(&self.me, self.connect_timeout, seed);
             } else {
                 member.endpoint.stop();
             }
         }
+        self.picker_made.send_modify(|n| *n += 1);
     }
 
     /// Takes the outcomes that nobody was told of yet.
@@ -363,8 +357,20 @@ impl Pool {
 }
 
 impl State {
-    /// Keeps the endpoints that this list names as well, with their connections, and lets the others go.
-    fn replace_members(&mut self, list: &List) {
+    /// The best tier is kept connected, and the next one as well while the best is in trouble as a whole.
+    fn last_tier_wanted(&self) -> Option<u32> {
+        let mut tiers: Vec<u32> = self.members.iter().filter(|m| m.weight > 0).map(|m| m.priority).collect();
+        tiers.sort_unstable();
+        tiers.dedup();
+        let in_trouble = |tier: u32| {
+            let mut of_tier = self.members.iter().filter(|m| m.weight > 0 && m.priority == tier);
+            of_tier.all(|m| matches!(m.endpoint.link(), Link::Failed(_)))
+        };
+        tiers.iter().copied().find(|tier| !in_trouble(*tier)).or(tiers.last().copied())
+    }
+
+    /// Keeps the endpoints that this list names as well, with their connections, and gives the others, to be let go.
+    fn replace_members(&mut self, list: &List) -> Vec<Arc<Endpoint>> {
         let mut known: HashMap<String, Arc<Endpoint>> =
             self.members.drain(..).map(|m| (m.endpoint.address.to_string(), m.endpoint)).collect();
         // A list in use that grows owes the newcomer its first call at once; a first list owes nobody.
@@ -396,13 +402,18 @@ impl State {
             };
             members.push(Member { endpoint, weight: listed.weight, priority: listed.priority });
         }
-        for endpoint in known.into_values() {
+        self.members = members;
+        known.into_values().collect()
+    }
+
+    /// No call is sent to these any more; what they have in flight ends, and is told of.
+    fn let_go(&mut self, gone: impl IntoIterator<Item = Arc<Endpoint>>) {
+        for endpoint in gone {
             endpoint.stop();
             self.departed.push(endpoint);
         }
         let excess = self.departed.len().saturating_sub(DEPARTED_MAX);
         self.departed.drain(..excess);
-        self.members = members;
     }
 
     fn needs_fallback(&self) -> bool {

@@ -289,7 +289,10 @@ impl Shared {
         let answer = timeout(self.config.deadline + DEADLINE_SLACK, client.unary(request)).await;
         let (address, code) = match answer {
             Ok(Ok(response)) => (lookaside_sdk::picked(&response).map(|picked| picked.address.to_string()), Code::Ok),
-            Ok(Err(status)) => (endpoint_of(&status), status.code()),
+            Ok(Err(status)) => {
+                self.tally().because(self.started.elapsed(), &status);
+                (endpoint_of(&status), status.code())
+            }
             Err(_) => (None, Code::DeadlineExceeded),
         };
         let latency = self.started.elapsed().saturating_sub(due);

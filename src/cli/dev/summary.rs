@@ -56,6 +56,9 @@ fn table(summary: &Summary) -> String {
     for (code, count) in &summary.failures_by_code {
         text.push_str(&format!("\nfailed with {code}: {count}"));
     }
+    for failure in &summary.first_failures {
+        text.push_str(&format!("\n  {}", output::clean(failure)));
+    }
     if summary.not_sent > 0 {
         text.push_str(&format!("\nnot sent, too many in flight: {}", summary.not_sent));
     }

@@ -11,6 +11,10 @@ use super::summary::{EndpointSummary, Summary};
 /// Latencies above ten minutes are counted as ten minutes.
 const LATENCY_US_MAX: u64 = 600_000_000;
 
+/// Failures that are kept in their words, and how much of them.
+const FAILURES_KEPT_MAX: usize = 10;
+const FAILURE_CHARS_MAX: usize = 300;
+
 /// Endpoints told apart; calls to others beyond them count in the sums alone.
 const ENDPOINTS_MAX: usize = 10_000;
 
@@ -94,6 +98,7 @@ pub(crate) struct Tally {
     failed: u64,
     not_sent: u64,
     failures_by_code: BTreeMap<&'static str, u64>,
+    first_failures: Vec<String>,
     latency_us: Histogram<u64>,
     per_second: PerSecond,
     endpoints: BTreeMap<String, Endpoint>,
@@ -110,6 +115,7 @@ impl Tally {
             failed: 0,
             not_sent: 0,
             failures_by_code: BTreeMap::new(),
+            first_failures: Vec::new(),
             latency_us,
             per_second: PerSecond::default(),
             endpoints: BTreeMap::new(),
@@ -126,6 +132,14 @@ impl Tally {
     fn failure(&mut self, code: Code) {
         self.failed += 1;
         *self.failures_by_code.entry(name(code)).or_default() += 1;
+    }
+
+    /// Why a call failed, for as long as there is room.
+    pub(crate) fn because(&mut self, now: Duration, status: &tonic::Status) {
+        if self.first_failures.len() < FAILURES_KEPT_MAX {
+            let words: String = status.message().chars().take(FAILURE_CHARS_MAX).collect();
+            self.first_failures.push(format!("after {:.3} s, {}: {words}", now.as_secs_f64(), name(status.code())));
+        }
     }
 
     /// A call ended: `started` and `now` since the start of the run, the latency since it was due.
@@ -205,6 +219,7 @@ impl Tally {
             failed: self.failed,
             not_sent: self.not_sent,
             failures_by_code: self.failures_by_code.clone(),
+            first_failures: self.first_failures.clone(),
             p50_us: quantile(0.5),
             p90_us: quantile(0.9),
             p99_us: quantile(0.99),
