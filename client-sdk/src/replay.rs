@@ -25,6 +25,9 @@ use crate::framing::MessageCounter;
 /// A request longer than this cannot move once it was begun, bytes.
 pub(crate) const KEPT_BYTES_MAX: usize = 64 * 1024;
 
+/// No attempt: they are counted from 1.
+const NOBODY: u32 = 0;
+
 /// What one call has to say, and where it stands. Shared by its attempts and its response.
 #[derive(Debug)]
 pub(crate) struct Replay {
@@ -44,7 +47,8 @@ struct State {
     movable: bool,
     /// How many were begun.
     attempts: u32,
-    /// The one that reads from the application: the newest, and once an answer has begun, the one it belongs to.
+    /// The one that reads from the application: the newest, and once an answer has begun, the one it belongs to. Nobody
+    /// before the first, and between two.
     reader: u32,
     messages: MessageCounter,
     failure: Option<Status>,
@@ -70,7 +74,7 @@ impl Replay {
                 keep: true,
                 movable: true,
                 attempts: 0,
-                reader: 0,
+                reader: NOBODY,
                 messages: MessageCounter::default(),
                 failure: None,
             }),
@@ -82,17 +86,26 @@ impl Replay {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins an attempt: it starts with the first byte.
+    /// Begins an attempt: it starts with the first byte. Any but the first follows a [`Replay::take_back`] that succeeded.
     pub(crate) fn pump(self: &Arc<Self>, stream: SendStream<Bytes>) -> Pump {
+        Pump { stream, replay: self.clone(), attempt: self.begin(), sent: 0, done: false }
+    }
+
+    fn begin(&self) -> u32 {
         let mut state = self.state();
         state.attempts += 1;
         state.reader = state.attempts;
-        Pump { stream, replay: self.clone(), attempt: state.attempts, sent: 0, done: false }
+        state.reader
     }
 
-    /// Whether the call could be sent again from its first byte.
-    pub(crate) fn is_movable(&self) -> bool {
-        self.state().movable
+    /// The attempts so far have come to nothing. Whether the call can be sent again from its first byte; if so, it stays so
+    /// until the next attempt begins: none of those before reads on, though its task may still be at work.
+    pub(crate) fn take_back(&self) -> bool {
+        let mut state = self.state();
+        if state.movable {
+            state.reader = NOBODY;
+        }
+        state.movable
     }
 
     /// Whether the whole of the request is kept: it could be sent by two attempts at once.
@@ -300,16 +313,9 @@ mod tests {
         Body::new(StreamBody::new(stream::iter(frames).boxed()))
     }
 
-    fn begin(replay: &Replay) -> u32 {
-        let mut state = replay.state();
-        state.attempts += 1;
-        state.reader = state.attempts;
-        state.reader
-    }
-
     /// All that the next attempt would send; whether it ended in failure.
     fn drain(replay: &Arc<Replay>) -> (Vec<u8>, bool) {
-        let (attempt, mut sent) = (begin(replay), 0);
+        let (attempt, mut sent) = (replay.begin(), 0);
         let mut all = Vec::new();
         let mut cx = Context::from_waker(std::task::Waker::noop());
         for _ in 0..100 {
@@ -332,7 +338,7 @@ mod tests {
     fn a_second_attempt_sends_the_same_bytes() {
         let replay = Replay::new(body(vec![Ok(b"one"), Ok(b""), Ok(b"two"), Ok(b"three")]));
         assert_eq!(drain(&replay), (b"onetwothree".to_vec(), false));
-        assert!(replay.is_movable());
+        assert!(replay.take_back());
         assert_eq!(drain(&replay), (b"onetwothree".to_vec(), false));
     }
 
@@ -340,11 +346,27 @@ mod tests {
     fn a_second_attempt_continues_where_the_first_was_cut() {
         let replay = Replay::new(body(vec![Ok(b"one"), Ok(b"two"), Ok(b"three")]));
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        let (first, mut sent) = (begin(&replay), 0);
+        let (first, mut sent) = (replay.begin(), 0);
         assert!(matches!(replay.poll_next(first, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
-        begin(&replay);
+        replay.begin();
         assert!(matches!(replay.poll_next(first, &mut sent, &mut cx), Poll::Ready(Next::Stale)));
         assert_eq!(drain(&replay).0, b"onetwothree");
+    }
+
+    #[test]
+    fn a_request_that_is_taken_back_is_read_on_by_the_next_attempt_alone() {
+        static HALF: [u8; KEPT_BYTES_MAX / 2] = [7; KEPT_BYTES_MAX / 2];
+        let replay = Replay::new(body(vec![Ok(&HALF), Ok(&HALF), Ok(b"too much")]));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let (first, mut sent) = (replay.begin(), 0);
+        assert!(matches!(replay.poll_next(first, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
+        assert!(replay.take_back());
+        // Its task was told to stop, and has not heard yet.
+        for _ in 0..3 {
+            assert!(matches!(replay.poll_next(first, &mut sent, &mut cx), Poll::Ready(Next::Stale)));
+        }
+        assert_eq!(drain(&replay).0.len(), KEPT_BYTES_MAX + "too much".len(), "nothing is missing at its beginning");
+        assert!(!replay.take_back());
     }
 
     #[test]
@@ -354,7 +376,7 @@ mod tests {
         assert!(!replay.is_complete(), "nothing is read yet");
         assert_eq!(drain(&replay).0, b"onetwothree");
         assert!(replay.is_complete());
-        let (slow, mut sent) = (begin(&replay), 0);
+        let (slow, mut sent) = (replay.begin(), 0);
         assert!(matches!(replay.poll_next(slow, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
         assert_eq!(drain(&replay).0, b"onetwothree");
         assert!(matches!(replay.poll_next(slow, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
@@ -368,7 +390,7 @@ mod tests {
         let replay = Replay::new(body(vec![Ok(b"one"), Ok(b"two")]));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         drain(&replay);
-        let (slow, mut sent) = (begin(&replay), 0);
+        let (slow, mut sent) = (replay.begin(), 0);
         assert!(matches!(replay.poll_next(slow, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
         drain(&replay);
         replay.settle(slow, false);
@@ -381,8 +403,8 @@ mod tests {
         let replay = Replay::new(body(vec![]));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert_eq!(drain(&replay), (Vec::new(), false));
-        let first = begin(&replay);
-        begin(&replay);
+        let first = replay.begin();
+        replay.begin();
         assert!(matches!(replay.poll_next(first, &mut 0, &mut cx), Poll::Ready(Next::End)));
     }
 
@@ -391,7 +413,7 @@ mod tests {
         static LONG: [u8; KEPT_BYTES_MAX] = [7; KEPT_BYTES_MAX];
         let replay = Replay::new(body(vec![Ok(&LONG), Ok(b"x")]));
         assert_eq!(drain(&replay).0.len(), KEPT_BYTES_MAX + 1);
-        assert!(!replay.is_movable());
+        assert!(!replay.take_back());
         assert!(replay.state().kept.is_empty());
     }
 
@@ -400,7 +422,7 @@ mod tests {
         let replay = Replay::new(body(vec![Ok(b"one"), Ok(b"two")]));
         drain(&replay);
         replay.settle(1, true);
-        assert!(!replay.is_movable() && replay.state().kept.is_empty());
+        assert!(!replay.take_back() && replay.state().kept.is_empty());
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub(super) async fn execute(call: &Call<'_>, at: Option<Arc<Endpoint>>, previous
         let address = &endpoint.address;
         let stuck = if call.trail.leaves(&endpoint) > MOVES_MAX {
             "no further endpoint is tried".to_owned()
-        } else if !call.replay.is_movable() {
+        } else if !call.replay.take_back() {
             format!("its request is longer than {KEPT_BYTES_MAX} bytes and was not kept")
         } else if is_bound {
             "it was sent to others as well".to_owned()

@@ -190,7 +190,7 @@ impl<'a> Repeat<'a> {
         let next = match pushback {
             Pushback::Never => Err(NotRetried::Pushback),
             _ if self.attempts >= self.policy.attempts_max => Err(NotRetried::Attempts),
-            _ if !self.call.replay.is_movable() => Err(NotRetried::RequestTooLong),
+            _ if !self.call.replay.take_back() => Err(NotRetried::RequestTooLong),
             _ if !is_in_budget => Err(NotRetried::Budget),
             Pushback::After(pause) => self.in_time(pause),
             Pushback::None => {
