@@ -65,17 +65,22 @@ pub(super) async fn once_only(call: &Call<'_>) -> Result<Answer, Status> {
     }
 }
 
-/// Executes a call: at this endpoint alone, or wherever there is a place. `previous` executions were begun before this one.
-pub(super) async fn execute(call: &Call<'_>, at: Option<Arc<Endpoint>>, previous: u32) -> Result<Answer, Failure> {
-    let is_bound = at.is_some();
-    let mut at = at;
+/// The call's next attempt, at an endpoint that was picked for it: dropped, it gives the place back.
+pub(super) fn attempt_at(call: &Call<'_>, endpoint: Arc<Endpoint>) -> Attempt {
+    let number = call.trail.went_to(&endpoint);
+    Attempt::new(call.pool.clone(), endpoint, call.replay.clone(), number)
+}
+
+/// Executes a call: by this attempt alone, or wherever there is a place. `previous` executions were begun before this one.
+pub(super) async fn execute(call: &Call<'_>, bound: Option<Attempt>, previous: u32) -> Result<Answer, Failure> {
+    let is_bound = bound.is_some();
+    let mut bound = bound;
     loop {
-        let endpoint = match at.take() {
-            Some(endpoint) => endpoint,
-            None => choose(call).await.map_err(Failure::Final)?,
+        let attempt = match bound.take() {
+            Some(attempt) => attempt,
+            None => attempt_at(call, choose(call).await.map_err(Failure::Final)?),
         };
-        let number = call.trail.went_to(&endpoint);
-        let attempt = Attempt::new(call.pool.clone(), endpoint.clone(), call.replay.clone(), number);
+        let (endpoint, number) = (attempt.endpoint.clone(), attempt.number);
         let reason = match once(call, attempt, previous).await {
             Ok(answer) => return Ok(answer),
             Err(Verdict::Failed(status)) => return Err(Failure::There(status)),

@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 
 use super::{
     Answer, Call, Timer,
-    execution::{Failure, execute},
+    execution::{Failure, attempt_at, execute},
 };
 use crate::{
     backoff::Backoff,
@@ -71,19 +71,7 @@ struct Repeat<'a> {
 
 /// Executes the call as often as its policy allows: the first good answer, or the last failure.
 pub(super) async fn run(call: &Call<'_>, policy: &MethodPolicy) -> Result<Answer, Status> {
-    let seed = call.pool.rng().next_u64();
-    let mut repeat = Repeat {
-        call,
-        policy,
-        running: Vec::with_capacity(1),
-        begun: 0,
-        attempts: 0,
-        hedges: 0,
-        hedge_at: None,
-        retry_at: None,
-        backoff: Backoff::new(policy.backoff_base, policy.backoff_max, seed),
-        timer: Timer::default(),
-    };
+    let mut repeat = Repeat::new(call, policy);
     if policy.hedge_delay.is_some() {
         call.pool.advice.hedges.earn();
         repeat.plan_hedge();
@@ -117,6 +105,22 @@ pub(super) async fn run(call: &Call<'_>, policy: &MethodPolicy) -> Result<Answer
 }
 
 impl<'a> Repeat<'a> {
+    fn new(call: &'a Call<'a>, policy: &'a MethodPolicy) -> Self {
+        let seed = call.pool.rng().next_u64();
+        Self {
+            call,
+            policy,
+            running: Vec::with_capacity(1),
+            begun: 0,
+            attempts: 0,
+            hedges: 0,
+            hedge_at: None,
+            retry_at: None,
+            backoff: Backoff::new(policy.backoff_base, policy.backoff_max, seed),
+            timer: Timer::default(),
+        }
+    }
+
     /// Begins an attempt, at whichever endpoint there is; another one than those before, if there is another.
     fn attempt(&mut self) {
         self.retry_at = None;
@@ -142,7 +146,9 @@ impl<'a> Repeat<'a> {
             return;
         };
         self.hedges += 1;
-        self.running.push(Box::pin(execute(self.call, Some(endpoint), self.begun)));
+        // Made here and not by the execution: the call may end before that is polled for the first time.
+        let attempt = attempt_at(self.call, endpoint);
+        self.running.push(Box::pin(execute(self.call, Some(attempt), self.begun)));
         self.begun += 1;
         self.plan_hedge();
     }
@@ -261,7 +267,72 @@ fn pushback(headers: &HeaderMap) -> Pushback {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+    use tokio::net::TcpListener;
+    use tonic::body::Body;
+
     use super::*;
+    use crate::{
+        call::{Settings, Trail},
+        limits::{Defaults, Limits},
+        list::List,
+        pool::Pool,
+        replay::Replay,
+        snapshot::ListSource,
+    };
+
+    /// Speaks HTTP/2, and answers nothing.
+    async fn silent() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            let mut server = h2::server::handshake(socket).await.unwrap();
+            let mut calls = Vec::new();
+            while let Some(Ok(call)) = server.accept().await {
+                calls.push(call);
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_hedge_that_is_dropped_before_it_began_leaves_no_call_in_flight() {
+        let pool = Pool::new("s".into(), "c".into(), Duration::from_secs(5), 1);
+        pool.advice.hedges.set_percent(100);
+        pool.advice.hedges.earn();
+        let mut pickers = pool.pickers();
+        pool.apply(List::plain(&[silent().await, silent().await]), ListSource::Static, None);
+        while pool.picker().candidates().len() < 2 {
+            pickers.changed().await.unwrap();
+        }
+        let (head, body) = Request::new(Body::empty()).into_parts();
+        let defaults = Defaults { deadline: None, stream_idle: None, stream_life: None };
+        let limits = Limits::new(&head.headers, &defaults, None);
+        let settings = Settings { defaults, first_list: Duration::ZERO, has_fallback: false };
+        let (replay, policy, trail) = (Replay::new(body), MethodPolicy::new(), Trail::new(true));
+        let call = Call {
+            pool: &pool,
+            settings: &settings,
+            head: &head,
+            replay: &replay,
+            limits: &limits,
+            policy: None,
+            trail: &trail,
+        };
+        let mut repeat = Repeat::new(&call, &policy);
+        repeat.attempt();
+        while !replay.is_complete() {
+            assert!(futures_util::poll!(std::pin::pin!(repeat.next())).is_pending());
+            tokio::task::yield_now().await;
+        }
+        repeat.hedge();
+        let in_flight = || pool.endpoints().iter().map(|e| e.peer.in_flight()).sum::<u32>();
+        assert_eq!((repeat.running.len(), in_flight()), (2, 2));
+        drop(repeat);
+        assert_eq!(in_flight(), 0);
+        pool.close();
+    }
 
     #[test]
     fn what_an_endpoint_says_of_another_attempt_is_obeyed_and_what_it_garbles_is_a_no() {
