@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use http::HeaderMap;
+
 use crate::picker::Rng;
 
 #[derive(Debug)]
@@ -31,17 +33,38 @@ impl Backoff {
     }
 }
 
-/// A balancer that has no room says when to come back, in milliseconds; below 0: not soon.
-const PUSHBACK: &str = "grpc-retry-pushback-ms";
-/// One that asks to be left alone for longer is asked again after this.
-const PUSHBACK_MAX: Duration = Duration::from_secs(60);
+/// Where a server says when to come back, in milliseconds; below 0: not soon.
+pub(crate) const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// Whoever asks to be left alone for longer asks not to be tried again.
+pub(crate) const PUSHBACK_MAX: Duration = Duration::from_secs(60);
 
-/// How long whoever said this wants to be left alone, at most a minute.
-pub(crate) fn pushback(status: &tonic::Status) -> Option<Duration> {
-    let asked_for = status.metadata().get(PUSHBACK)?;
-    let asked_for = asked_for.to_str().ok().and_then(|text| text.parse().ok());
-    // What is no number of milliseconds means: not soon.
-    Some(asked_for.map_or(PUSHBACK_MAX, Duration::from_millis).min(PUSHBACK_MAX))
+/// What a server says of another attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pushback {
+    None,
+    After(Duration),
+    Never,
+}
+
+impl Pushback {
+    /// What cannot be read says no.
+    pub(crate) fn said_in(headers: &HeaderMap) -> Self {
+        let Some(value) = headers.get(PUSHBACK) else { return Self::None };
+        let pause_ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+        match pause_ms.map(Duration::from_millis) {
+            Some(pause) if pause <= PUSHBACK_MAX => Self::After(pause),
+            Some(_) | None => Self::Never,
+        }
+    }
+
+    /// How long to wait for a server that is asked again in any case: a balancer.
+    pub(crate) fn pause(self) -> Option<Duration> {
+        match self {
+            Self::None => None,
+            Self::After(pause) => Some(pause),
+            Self::Never => Some(PUSHBACK_MAX),
+        }
+    }
 }
 
 /// A tenth to a half more than was asked for: a crowd may have been asked for the same.
@@ -54,17 +77,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pushback_is_read_and_nonsense_means_not_soon() {
-        let asked_for = |value: &'static str| {
-            let mut status = tonic::Status::unavailable("full");
-            status.metadata_mut().insert(PUSHBACK, value.parse().unwrap());
-            pushback(&status)
+    fn what_a_server_says_of_another_attempt_is_obeyed_and_what_it_garbles_is_a_no() {
+        let said = |text: &'static str| {
+            let value = http::HeaderValue::from_static(text);
+            Pushback::said_in(&HeaderMap::from_iter([(http::HeaderName::from_static(PUSHBACK), value)]))
         };
-        assert_eq!(asked_for("1500"), Some(Duration::from_millis(1500)));
-        for not_soon in ["-1", "soon", "86400000"] {
-            assert_eq!(asked_for(not_soon), Some(PUSHBACK_MAX));
+        assert_eq!(Pushback::said_in(&HeaderMap::new()), Pushback::None);
+        assert_eq!(said("0"), Pushback::After(Duration::ZERO));
+        assert_eq!(said(" 250"), Pushback::After(Duration::from_millis(250)));
+        for no in ["-1", "", "soon", "1.5", "99999999999999999999", "60001"] {
+            assert_eq!(said(no), Pushback::Never, "{no}");
         }
-        assert_eq!(pushback(&tonic::Status::unavailable("x")), None);
+        let pauses = ["1500", "-1"].map(|text| said(text).pause());
+        assert_eq!(pauses, [Some(Duration::from_millis(1500)), Some(PUSHBACK_MAX)]);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(super) enum Failure {
     There(Status),
     /// Nobody processed it, and it moves no further.
     Unprocessed(Status),
+    /// There is no endpoint for it, nor a place to wait for one.
+    Nowhere(Status),
     /// No further execution could go better.
     Final(Status),
 }
@@ -61,7 +63,9 @@ pub(super) async fn once_only(call: &Call<'_>) -> Result<Answer, Status> {
             Ok(answer)
         }
         Err(Failure::There(status)) => Err(not_retried.said_in(call.trail.told_in(status))),
-        Err(Failure::Unprocessed(status) | Failure::Final(status)) => Err(call.trail.told_in(status)),
+        Err(Failure::Unprocessed(status) | Failure::Nowhere(status) | Failure::Final(status)) => {
+            Err(call.trail.told_in(status))
+        }
     }
 }
 
@@ -78,7 +82,7 @@ pub(super) async fn execute(call: &Call<'_>, bound: Option<Attempt>, previous: u
     loop {
         let attempt = match bound.take() {
             Some(attempt) => attempt,
-            None => attempt_at(call, choose(call).await.map_err(Failure::Final)?),
+            None => attempt_at(call, choose(call).await.map_err(Failure::Nowhere)?),
         };
         let (endpoint, number) = (attempt.endpoint.clone(), attempt.number);
         let reason = match once(call, attempt, previous).await {

@@ -6,10 +6,8 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     task::Poll,
-    time::Duration,
 };
 
-use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -18,31 +16,21 @@ use super::{
     execution::{Failure, attempt_at, execute},
 };
 use crate::{
-    backoff::Backoff,
+    backoff::{Backoff, Pushback},
     error::cut,
-    outcome::class_of,
+    outcome::{Class, class_of},
     policy::MethodPolicy,
     why::{self, NotRetried},
 };
 
-const PUSHBACK: &str = "grpc-retry-pushback-ms";
-/// An endpoint that asks for a longer pause than this asks not to be tried again.
-const PUSHBACK_MAX: Duration = Duration::from_secs(60);
-
 type Execution<'a> = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Send + 'a>>;
-
-/// What an endpoint says of another attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pushback {
-    None,
-    After(Duration),
-    Never,
-}
 
 /// An execution that failed in a way that is the policy's to judge.
 enum Failed {
     Answer(Answer),
     Status(Status),
+    /// Nobody processed it: no load that a budget would have to bound.
+    Unprocessed(Status),
 }
 
 /// What happens next.
@@ -65,6 +53,10 @@ struct Repeat<'a> {
     hedges: u32,
     hedge_at: Option<Instant>,
     retry_at: Option<Instant>,
+    /// Until then an endpoint wants to be left alone.
+    not_before: Option<Instant>,
+    /// An endpoint wants no further attempt.
+    is_refused: bool,
     backoff: Backoff,
     timer: Timer,
 }
@@ -74,7 +66,6 @@ pub(super) async fn run(call: &Call<'_>, policy: &MethodPolicy) -> Result<Answer
     let mut repeat = Repeat::new(call, policy);
     if policy.hedge_delay.is_some() {
         call.pool.advice.hedges.earn();
-        repeat.plan_hedge();
     }
     repeat.attempt();
     loop {
@@ -88,18 +79,31 @@ pub(super) async fn run(call: &Call<'_>, policy: &MethodPolicy) -> Result<Answer
                     return Ok(answer);
                 }
                 Some(code) => {
-                    let pushback = pushback(answer.response.headers());
+                    let pushback = Pushback::said_in(answer.response.headers());
                     if let Some(result) = repeat.judge(code, pushback, Failed::Answer(answer)) {
                         return result;
                     }
                 }
             },
-            Event::Ended(Err(Failure::There(status) | Failure::Unprocessed(status))) => {
+            Event::Ended(Err(Failure::There(status))) => {
                 if let Some(result) = repeat.judge(status.code(), Pushback::None, Failed::Status(status)) {
                     return result;
                 }
             }
-            Event::Ended(Err(Failure::Final(status))) => return Err(call.trail.told_in(status)),
+            // Nothing was done there, and somebody else is at it.
+            Event::Ended(Err(Failure::Unprocessed(status) | Failure::Nowhere(status)))
+                if !repeat.running.is_empty() =>
+            {
+                repeat.note(status.code(), Failed::Unprocessed(status));
+            }
+            Event::Ended(Err(Failure::Unprocessed(status))) => {
+                if let Some(result) = repeat.judge(status.code(), Pushback::None, Failed::Unprocessed(status)) {
+                    return result;
+                }
+            }
+            Event::Ended(Err(Failure::Nowhere(status) | Failure::Final(status))) => {
+                return Err(call.trail.told_in(status));
+            }
         }
     }
 }
@@ -116,6 +120,8 @@ impl<'a> Repeat<'a> {
             hedges: 0,
             hedge_at: None,
             retry_at: None,
+            not_before: None,
+            is_refused: false,
             backoff: Backoff::new(policy.backoff_base, policy.backoff_max, seed),
             timer: Timer::default(),
         }
@@ -125,6 +131,7 @@ impl<'a> Repeat<'a> {
     fn attempt(&mut self) {
         self.retry_at = None;
         self.attempts += 1;
+        self.plan_hedge();
         self.running.push(Box::pin(execute(self.call, None, self.begun)));
         self.begun += 1;
     }
@@ -180,28 +187,39 @@ impl<'a> Repeat<'a> {
 
     /// An execution failed. `None` when the call goes on.
     fn judge(&mut self, code: Code, pushback: Pushback, failed: Failed) -> Option<Result<Answer, Status>> {
+        let (retries, now_us) = (&self.call.pool.advice.retries, self.call.pool.now_us());
         if !self.policy.retry_codes.contains(code) {
+            if class_of(code) == Class::Caller {
+                retries.went_well(now_us);
+            }
             return Some(self.end(failed, NotRetried::Code));
         }
-        let is_in_budget = self.call.pool.advice.retries.failed(self.call.pool.now_us());
+        let is_in_budget = match failed {
+            Failed::Answer(_) | Failed::Status(_) => retries.failed(now_us),
+            Failed::Unprocessed(_) => retries.allows(now_us),
+        };
+        let now = Instant::now();
         match pushback {
             Pushback::None => {}
-            Pushback::Never => self.hedge_at = None,
-            Pushback::After(pause) => self.hedge_at = self.hedge_at.and_then(|_| Instant::now().checked_add(pause)),
+            Pushback::Never => (self.is_refused, self.hedge_at) = (true, None),
+            Pushback::After(pause) => {
+                self.not_before = self.not_before.max(now.checked_add(pause));
+                self.hedge_at = self.hedge_at.and(self.not_before);
+            }
         }
         if !self.running.is_empty() {
             self.note(code, failed);
             return None;
         }
         let next = match pushback {
-            Pushback::Never => Err(NotRetried::Pushback),
+            _ if self.is_refused => Err(NotRetried::Pushback),
             _ if self.attempts >= self.policy.attempts_max => Err(NotRetried::Attempts),
             _ if !self.call.replay.take_back() => Err(NotRetried::RequestTooLong),
             _ if !is_in_budget => Err(NotRetried::Budget),
-            Pushback::After(pause) => self.in_time(pause),
-            Pushback::None => {
+            Pushback::After(_) => self.in_time(now),
+            Pushback::None | Pushback::Never => {
                 let pause = self.backoff.next();
-                self.in_time(pause)
+                self.in_time(now + pause)
             }
         };
         match next {
@@ -215,9 +233,9 @@ impl<'a> Repeat<'a> {
         }
     }
 
-    /// The moment after this pause, unless the call is over by then.
-    fn in_time(&self, pause: Duration) -> Result<Instant, NotRetried> {
-        let at = Instant::now().checked_add(pause).ok_or(NotRetried::Deadline)?;
+    /// This moment, or a later one that an endpoint asked for, unless the call is over by then.
+    fn in_time(&self, at: Instant) -> Result<Instant, NotRetried> {
+        let at = self.not_before.map_or(at, |not_before| at.max(not_before));
         if self.call.limits.is_over_at(at) { Err(NotRetried::Deadline) } else { Ok(at) }
     }
 
@@ -232,7 +250,7 @@ impl<'a> Repeat<'a> {
                 let separator = if message.is_empty() { "" } else { ", " };
                 self.call.trail.failed_at(&address, format_args!("answered {code:?}{separator}{message}"));
             }
-            Failed::Status(status) => {
+            Failed::Status(status) | Failed::Unprocessed(status) => {
                 let at = why::why(&status).and_then(|why| why.endpoint).unwrap_or_default();
                 self.call.trail.failed_at(&at, format_args!("{}", status.message()));
             }
@@ -250,23 +268,17 @@ impl<'a> Repeat<'a> {
                 }
                 Ok(answer)
             }
-            Failed::Status(status) => Err(self.call.trail.told_in(not_retried.said_in(status))),
+            Failed::Status(status) | Failed::Unprocessed(status) => {
+                Err(self.call.trail.told_in(not_retried.said_in(status)))
+            }
         }
-    }
-}
-
-/// What an answer says of another attempt. What cannot be read says no.
-fn pushback(headers: &HeaderMap) -> Pushback {
-    let Some(value) = headers.get(PUSHBACK) else { return Pushback::None };
-    let pause_ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
-    match pause_ms.map(Duration::from_millis) {
-        Some(pause) if pause <= PUSHBACK_MAX => Pushback::After(pause),
-        Some(_) | None => Pushback::Never,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::Request;
     use tokio::net::TcpListener;
     use tonic::body::Body;
@@ -332,21 +344,5 @@ mod tests {
         drop(repeat);
         assert_eq!(in_flight(), 0);
         pool.close();
-    }
-
-    #[test]
-    fn what_an_endpoint_says_of_another_attempt_is_obeyed_and_what_it_garbles_is_a_no() {
-        let said = |text: &'static str| {
-            pushback(&HeaderMap::from_iter([(
-                http::HeaderName::from_static(PUSHBACK),
-                http::HeaderValue::from_static(text),
-            )]))
-        };
-        assert_eq!(pushback(&HeaderMap::new()), Pushback::None);
-        assert_eq!(said("0"), Pushback::After(Duration::ZERO));
-        assert_eq!(said(" 250"), Pushback::After(Duration::from_millis(250)));
-        for no in ["-1", "", "soon", "1.5", "99999999999999999999", "60001"] {
-            assert_eq!(said(no), Pushback::Never, "{no}");
-        }
     }
 }

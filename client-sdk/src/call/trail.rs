@@ -69,11 +69,12 @@ impl Trail {
         self.state().tell(format_args!("not processed by {address}: {reason}"));
     }
 
-    /// It failed there, and is tried again or goes on elsewhere.
+    /// It failed there, or anywhere, and is tried again or goes on elsewhere.
     pub(super) fn failed_at(&self, address: &str, what: std::fmt::Arguments<'_>) {
         let mut state = self.state();
         state.at = state.at.take().filter(|(endpoint, _)| *endpoint.address != *address);
-        state.tell(format_args!("{address}: {what}"));
+        let separator = if address.is_empty() { "" } else { ": " };
+        state.tell(format_args!("{address}{separator}{what}"));
     }
 
     /// It waits for its next attempt.

@@ -13,7 +13,7 @@ use super::{
     plan::{Plan, Refusal},
     requests::{self, Requests},
 };
-use crate::{Tls, backoff, dial, error::cut, pool::Pool, resolve::Place};
+use crate::{Tls, backoff::Pushback, dial, error::cut, pool::Pool, resolve::Place};
 
 const SDK: &str = concat!("lookaside-rust/", env!("CARGO_PKG_VERSION"));
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -149,5 +149,5 @@ pub(super) fn refusal(status: &tonic::Status) -> Refusal {
         "" => format!("{:?}", status.code()),
         message => cut(format!("{:?}: {message}", status.code())),
     };
-    Refusal { reason, unreachable: false, pushback: backoff::pushback(status) }
+    Refusal { reason, unreachable: false, pushback: Pushback::said_in(status.metadata().as_ref()).pause() }
 }

@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::shared::{Phase, Shared};
-use crate::backoff::{self, Backoff};
+use crate::backoff::{self, Backoff, Pushback};
 use crate::error::flatten;
 use crate::picker::Rng;
 use crate::resolve::Place;
@@ -102,7 +102,7 @@ impl End {
     }
 
     fn said(status: &Status) -> Self {
-        Self::Broken { why: flatten(status), pushback: backoff::pushback(status) }
+        Self::Broken { why: flatten(status), pushback: Pushback::said_in(status.metadata().as_ref()).pause() }
     }
 }
 

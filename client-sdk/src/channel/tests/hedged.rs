@@ -115,6 +115,85 @@ async fn a_hedge_that_fails_leaves_the_others_to_answer_and_one_that_is_told_to_
 }
 
 #[tokio::test]
+async fn a_hedge_that_nobody_processed_costs_nothing() {
+    for codes in [&[Code::ResourceExhausted][..], &[Code::Unavailable]] {
+        let (raw, backend) = (Raw::start(Manner::Refuse).await, Backend::start().await);
+        backend.slow_down(300);
+        let (channel, client) = client(
+            fixed(&[&raw.address, &backend.address])
+                .method("", hedging().retry_on(codes.iter().copied()))
+                .hedge_budget_percent(100),
+        );
+        ready(&channel).await;
+        let calls = (0..20).map(|_| {
+            let mut client = client.clone();
+            async move { client.unary(says(b"x")).await }
+        });
+        let replies = futures_util::future::join_all(calls).await;
+        let failed: Vec<_> = replies.iter().filter_map(|r| r.as_ref().err()).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+        assert!(raw.calls.load(SeqCst) >= 10, "of those at least that did not begin there");
+        // Ten hedges would have cost ten tokens, and twenty calls earn two.
+        let pool = &channel.inner.pool;
+        assert!((0..4).all(|_| pool.advice.retries.failed(pool.now_us())), "the budget is full");
+    }
+}
+
+#[tokio::test]
+async fn an_execution_that_finds_no_place_leaves_the_others_to_answer() {
+    let (raw, backend) = (Raw::start(Manner::GoAwayLate).await, Backend::start().await);
+    backend.slow_down(servers::LATE.as_millis() as u64 * 2);
+    let builder = fixed(&[&raw.address, &backend.address]).method("", hedging()).hedge_budget_percent(100);
+    let (channel, mut client) = client(builder.endpoint_calls_max(1).waiting_calls_max(0));
+    let mut moved = 0;
+    for _ in 0..6 {
+        ready(&channel).await;
+        let before = raw.calls.load(SeqCst);
+        let reply = client.unary(says(b"x")).await;
+        let reply = reply.unwrap_or_else(|status| panic!("{status}"));
+        // It began at the one that left, and its hedge has the only place at the other.
+        moved += usize::from(picked(&reply).unwrap().attempts == 2 && raw.calls.load(SeqCst) > before);
+    }
+    assert!(moved > 0);
+}
+
+#[tokio::test]
+async fn a_retry_has_its_own_time_before_it_is_hedged() {
+    let backends = [Backend::start().await, Backend::start().await, Backend::start().await];
+    let policy = hedging().attempts(3).hedge_after(Duration::from_secs(2));
+    let (_channel, mut client) = channel(&backends, policy, 100).await;
+    backends.iter().for_each(|b| b.slow_down(50));
+    for calls in 0..3 {
+        let asked = retried::pushback("100");
+        backends.iter().for_each(|b| b.answers(asked.clone()));
+        let call = client.unary(says(b"x"));
+        let cleared = async {
+            eventually("begun", || total(&backends) > 2 * calls).await;
+            backends.iter().for_each(|b| b.counts.answers.lock().unwrap().clear());
+        };
+        let (reply, ()) = tokio::join!(call, cleared);
+        assert_eq!(picked(&reply.unwrap()).unwrap().attempts, 2);
+        assert_eq!(total(&backends), 2 * (calls + 1));
+    }
+}
+
+#[tokio::test]
+async fn what_a_hedge_was_told_of_another_attempt_holds_when_the_first_one_fails() {
+    let backends = [Backend::start().await, Backend::start().await];
+    backends.iter().for_each(|b| b.slow_down(300));
+    let (_channel, client) = channel(&backends, hedging().attempts(5), 100).await;
+    let call = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.unary(asks("14")).await }
+    });
+    eventually("begun", || total(&backends) == 1).await;
+    backends.iter().for_each(|b| b.answers(retried::pushback("-1")));
+    let status = call.await.unwrap().unwrap_err();
+    assert_eq!(why(&status).unwrap().not_retried, Some(crate::NotRetried::Pushback), "{status}");
+    assert_eq!(total(&backends), 2);
+}
+
+#[tokio::test]
 async fn a_request_stream_is_hedged_once_it_is_complete_and_not_before() {
     let (raw, backend) = (Raw::start(Manner::Hang).await, Backend::start().await);
     let (channel, client) =

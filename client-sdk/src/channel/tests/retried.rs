@@ -12,7 +12,7 @@ fn unavailable() -> Status {
 }
 
 /// Asks for a pause, or for none at all.
-fn pushback(text: &'static str) -> Status {
+pub(super) fn pushback(text: &'static str) -> Status {
     let mut metadata = MetadataMap::new();
     metadata.insert("grpc-retry-pushback-ms", text.parse().unwrap());
     Status::with_metadata(Code::Unavailable, "not now", metadata)
@@ -286,4 +286,18 @@ async fn what_the_balancer_says_of_methods_holds_from_the_moment_it_says_it() {
         attempts = why(&client.unary(asks("14")).await.unwrap_err()).unwrap().attempts;
     }
     assert_eq!(attempts, 1);
+}
+
+#[tokio::test]
+async fn answers_that_blame_the_caller_fill_the_budget_again() {
+    let backend = Backend::start().await;
+    let (channel, mut client) = client(generous(with(quick(), &[&backend])));
+    ready(&channel).await;
+    let pool = &channel.inner.pool;
+    while pool.advice.retries.failed(pool.now_us()) {}
+    assert!(!pool.advice.retries.allows(pool.now_us()));
+    for _ in 0..30 {
+        assert_eq!(client.unary(asks("5")).await.unwrap_err().code(), Code::NotFound);
+    }
+    assert!(pool.advice.retries.allows(pool.now_us()));
 }

@@ -206,6 +206,8 @@ pub(super) enum Manner {
     Refuse,
     /// GOAWAY that names no stream as processed.
     GoAway,
+    /// The same after a while.
+    GoAwayLate,
     /// Closes the connection.
     Close,
     /// GOAWAY that counts the call among those it will process, and then closes the connection.
@@ -234,6 +236,8 @@ impl Raw {
     }
 }
 
+/// How long a server takes that is late.
+pub(super) const LATE: Duration = Duration::from_millis(300);
 const SETTINGS: u8 = 4;
 const HEADERS: u8 = 1;
 
@@ -262,7 +266,10 @@ async fn misbehave(mut socket: TcpStream, manner: Manner, calls: Arc<AtomicUsize
                 frame.extend(7u32.to_be_bytes());
                 socket.write_all(&frame).await?;
             }
-            Manner::GoAway => {
+            Manner::GoAway | Manner::GoAwayLate => {
+                if matches!(manner, Manner::GoAwayLate) {
+                    tokio::time::sleep(LATE).await;
+                }
                 socket.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).await?;
             }
             Manner::Close => return Ok(()),
