@@ -78,7 +78,7 @@ impl Tls {
     }
 }
 
-/// Looks at the files if that is due, on a thread that may block.
+/// Looks at the files if that is due, on a thread that may block. Only the connection that finds them due waits for them.
 pub(crate) async fn refresh<T: Send + Sync + 'static>(reloading: &Arc<Reloading<T>>) {
     if reloading.is_due() {
         let reloading = Arc::clone(reloading);

@@ -7,7 +7,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher as _},
     io::Read as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -89,6 +89,8 @@ pub struct Reloading<T> {
 
 struct State {
     looked_at: Instant,
+    /// Somebody reads the files. Nobody holds the lock meanwhile: a disk may hang, and whoever connects asks here first.
+    is_looking: bool,
     taken: u64,
     refused: Option<Refusal>,
 }
@@ -112,7 +114,7 @@ impl<T> Reloading<T> {
     ) -> Result<Self, Error> {
         let texts = materials.iter().map(Material::read).collect::<Result<Vec<_>, _>>()?;
         let current = ArcSwap::from_pointee(make(&texts)?);
-        let state = State { looked_at: Instant::now(), taken: content(&texts), refused: None };
+        let state = State { looked_at: Instant::now(), is_looking: false, taken: content(&texts), refused: None };
         Ok(Self { what: what.into(), materials, make: Box::new(make), current, state: Mutex::new(state) })
     }
 
@@ -121,31 +123,37 @@ impl<T> Reloading<T> {
         self.current.load_full()
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Why the newest files are not in use; `None` when they are.
     pub fn refused(&self) -> Option<String> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         state.refused.as_ref().filter(|refusal| refusal.is_told).map(|refusal| refusal.reason.clone())
     }
 
-    /// Looks at the files, unless somebody did so within the last second. Reads files, so that it may block for as long as
-    /// the disk does.
+    /// Looks at the files, unless somebody does so now or did within the last second. Reads files, so that it may block for
+    /// as long as the disk does; nothing else here waits for it.
     pub fn look(&self) -> Look {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.looked_at.elapsed() < LOOK_PERIOD {
+        let mut state = self.state();
+        if !state.is_due() {
             return Look::Same;
         }
-        self.look_now(&mut state)
+        (state.looked_at, state.is_looking) = (Instant::now(), true);
+        drop(state);
+        self.look_now()
     }
 
     /// Whether [`Reloading::look`] would look.
     pub fn is_due(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.materials.iter().any(|one| matches!(one, Material::File(_))) && state.looked_at.elapsed() >= LOOK_PERIOD
+        self.materials.iter().any(|one| matches!(one, Material::File(_))) && self.state().is_due()
     }
 
-    fn look_now(&self, state: &mut State) -> Look {
-        state.looked_at = Instant::now();
+    fn look_now(&self) -> Look {
         let read = self.materials.iter().map(Material::read).collect::<Result<Vec<_>, _>>();
+        let mut state = self.state();
+        state.is_looking = false;
         let (content, made) = match read {
             Ok(texts) => {
                 let content = content(&texts);
@@ -183,7 +191,14 @@ impl<T> Reloading<T> {
     /// Looks at once, as if a second had gone by.
     #[cfg(test)]
     pub(crate) fn look_at_once(&self) -> Look {
-        self.look_now(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        self.state().is_looking = true;
+        self.look_now()
+    }
+}
+
+impl State {
+    fn is_due(&self) -> bool {
+        !self.is_looking && self.looked_at.elapsed() >= LOOK_PERIOD
     }
 }
 

@@ -1,8 +1,14 @@
 use std::{
     fs,
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -200,6 +206,28 @@ async fn new_files_are_for_new_connections_and_broken_ones_for_none() {
     assert!(refusal(address, &tls, "a.example").await.contains("certificate is for b.example"));
     assert!(dial(&address.to_string(), Some((&tls, "b.example"))).await.is_ok());
     assert_eq!(exchange(&mut before).await.unwrap(), 7, "the connection made before goes on");
+}
+
+#[test]
+fn a_disk_that_hangs_holds_up_nobody_but_who_reads() {
+    let folder = Folder::new();
+    let path = folder.at("ca.crt");
+    let take = |texts: &[Vec<u8>]| Ok(texts[0].clone());
+    let reloading = Arc::new(Reloading::load("x", vec![Material::File(path.clone())], take).unwrap());
+    // A pipe is a file that is not read before somebody writes.
+    fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let reads = reloading.clone();
+    let reads = thread::spawn(move || reads.look_at_once());
+    let mut pipe = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let (tell, told) = mpsc::channel();
+    let asks = reloading.clone();
+    thread::spawn(move || tell.send((asks.is_due(), asks.refused(), asks.look())));
+    assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok((false, None, Look::Same)));
+    pipe.write_all(b"new").unwrap();
+    drop(pipe);
+    assert_eq!(reads.join().unwrap(), Look::Taken);
+    assert_eq!(*reloading.current(), b"new");
 }
 
 #[tokio::test]
