@@ -25,8 +25,6 @@ use requests::Requests;
 
 /// Without a word for this long, three heartbeats, a stream is dead, whatever the connection looks like.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// The same for the first word to a client without a list, where there is another balancer to ask: calls wait for it.
-const SILENCE_FIRST_MAX: Duration = Duration::from_secs(1);
 /// The same where the balancer said that it knows no such service, and so has nothing to repeat: another one may know it.
 const SILENCE_UNKNOWN_MAX: Duration = Duration::from_secs(60);
 /// Back-off after a failure, of each balancer by itself.
@@ -37,6 +35,7 @@ const REPORT_PERIOD_MIN: Duration = Duration::from_millis(100);
 const REPORT_PERIOD_MAX: Duration = Duration::from_secs(60);
 /// Suspicions are told at once, but not more often than this.
 const ALARM_INTERVAL_MIN: Duration = Duration::from_millis(50);
+const ENDED: &str = "the balancer ended the stream";
 const NOT_READ: &str = "the balancer does not read the stream";
 
 /// Who asks.
@@ -57,7 +56,7 @@ enum End {
 
 impl End {
     fn lost(reason: impl Into<String>) -> Self {
-        Self::Lost(Refusal { reason: reason.into(), unreachable: false, pushback: None })
+        Self::Lost(Refusal::of_stream(reason))
     }
 }
 
@@ -73,11 +72,10 @@ pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<Stri
         let balancer = place.address.to_string();
         pool.drop_old_outcomes();
         pool.change_view(|view| view.connected(balancer.clone()));
-        let in_need = !pool.has_list() && plan.knows_others(&place);
-        let silence_max = if in_need { SILENCE_FIRST_MAX } else { SILENCE_MAX };
-        let end = Session::run(&pool, cache, opened, silence_max).await;
+        let (end, heard) = Session::run(&pool, cache, opened).await;
         let now = Instant::now();
-        if now - began >= RECONNECT_LONGEST {
+        // What came after its last word was no use.
+        if heard - began >= RECONNECT_LONGEST {
             plan.proved(&place);
         }
         let mut in_a_hurry = !pool.has_list();
@@ -128,13 +126,16 @@ struct Session<'a> {
     requests: Requests,
     period: Duration,
     rng: Rng,
+    /// When it last said something, or began.
+    heard: Instant,
     silence_max: Duration,
     /// The last list that came, while it is incomplete and there is a cache that waits for it to be complete.
     incomplete: Option<lookaside_proto::v1::List>,
 }
 
 impl<'a> Session<'a> {
-    async fn run(pool: &'a Arc<Pool>, cache: Option<&'a Cache>, opened: Opened, silence_max: Duration) -> End {
+    /// How it ended, and when the balancer said something last.
+    async fn run(pool: &'a Arc<Pool>, cache: Option<&'a Cache>, opened: Opened) -> (End, Instant) {
         let mut session = Self {
             pool,
             cache,
@@ -142,33 +143,35 @@ impl<'a> Session<'a> {
             requests: opened.requests,
             period: REPORT_PERIOD,
             rng: pool.rng(),
-            silence_max,
+            heard: Instant::now(),
+            silence_max: SILENCE_MAX,
             incomplete: None,
         };
-        session.follow(opened.stream).await
+        let end = match opened.first.and_then(|first| session.take(first)) {
+            Some(end) => end,
+            None => session.follow(opened.stream).await,
+        };
+        (end, session.heard)
     }
 
     async fn follow(&mut self, mut stream: tonic::Streaming<PickResponse>) -> End {
-        let mut heard = Instant::now();
         let mut reported = Instant::now();
         let mut report_at = reported + self.jittered_period();
         loop {
             tokio::select! {
                 message = stream.message() => {
-                    heard = Instant::now();
                     match message {
-                        Ok(Some(PickResponse { kind: Some(kind) })) => {
-                            if let Some(end) = self.take(kind) {
+                        Ok(Some(message)) => {
+                            self.heard = Instant::now();
+                            if let Some(end) = self.take(message) {
                                 return end;
                             }
                         }
-                        // A kind from a newer contract.
-                        Ok(Some(PickResponse { kind: None })) => {}
-                        Ok(None) => return End::lost("the balancer ended the stream"),
+                        Ok(None) => return End::lost(ENDED),
                         Err(status) => return End::Lost(opening::refusal(&status)),
                     }
                 }
-                () = sleep_until(heard + self.silence_max) => {
+                () = sleep_until(self.heard + self.silence_max) => {
                     return End::lost(format!("no word for {:?}", self.silence_max));
                 }
                 () = self.pool.alarmed() => {
@@ -186,9 +189,10 @@ impl<'a> Session<'a> {
     }
 
     /// Acts on one message. `Some` when the session is over.
-    fn take(&mut self, kind: pick_response::Kind) -> Option<End> {
+    fn take(&mut self, message: PickResponse) -> Option<End> {
         self.silence_max = SILENCE_MAX;
-        match kind {
+        // None is a kind from a newer contract.
+        match message.kind? {
             pick_response::Kind::List(list) if list.service == self.pool.service => self.take_list(list),
             pick_response::Kind::Tick(tick) if tick.service == self.pool.service => self.take_tick(&tick),
             pick_response::Kind::ServiceError(error) if error.service == self.pool.service => {

@@ -1,5 +1,6 @@
 //! Opens a pick stream to whichever balancer answers first. The one whose turn it is has a head start; one that takes a
-//! connection and stays silent does not keep a client without a list waiting while another could answer.
+//! connection and stays silent does not keep a client without a list waiting while another could answer. Nor does such a client
+//! leave it before it must: it may have been given a turn.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport;
 
 use super::{
-    Identity,
+    ENDED, Identity,
     plan::{Plan, Refusal},
     requests::{self, Requests},
 };
@@ -27,6 +28,12 @@ const ATTEMPTS_MAX: usize = 4;
 /// How long a balancer is asked alone: by a client that calls wait for, and by one that holds a list and is in no hurry.
 const HEAD_START: Duration = Duration::from_millis(300);
 const HEAD_START_UNHURRIED: Duration = Duration::from_secs(2);
+/// The same for one that has answered the stream and says nothing on it: perhaps it knows nothing yet, more likely many
+/// clients came at once.
+const HEAD_START_SILENT: Duration = Duration::from_secs(1);
+/// It is left after this. Longer than balancers let anybody wait for a turn, 3 s: who leaves before gives the turn away and
+/// asks for another.
+const SILENCE_FIRST_MAX: Duration = Duration::from_secs(4);
 /// Where nobody is due, things are looked at again after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -35,6 +42,8 @@ pub(super) struct Opened {
     pub(super) place: Place,
     pub(super) requests: Requests,
     pub(super) stream: tonic::Streaming<PickResponse>,
+    /// Its first word, where that was waited for.
+    pub(super) first: Option<PickResponse>,
 }
 
 /// Tries until one answers. `waiting` runs whenever nobody did for a while.
@@ -67,6 +76,11 @@ pub(super) async fn open(pool: &Arc<Pool>, identity: &Identity, plan: &mut Plan,
             Some((place, end)) = attempts.next(), if !attempts.is_empty() => {
                 let now = Instant::now();
                 match end {
+                    Ok(opened) if opened.first.is_none() && !pool.has_list() && plan.knows_others(&place) => {
+                        next_attempt = now + HEAD_START_SILENT;
+                        pool.change_view(|view| view.connected(place.address.to_string()));
+                        attempts.push(Box::pin(async move { (place, hear(opened).await) }));
+                    }
                     Ok(opened) => {
                         plan.reached(&place, now);
                         return opened;
@@ -74,7 +88,7 @@ pub(super) async fn open(pool: &Arc<Pool>, identity: &Identity, plan: &mut Plan,
                     Err(refusal) => {
                         let (balancer, reason) = (place.address, &refusal.reason);
                         tracing::debug!(service = pool.service, %balancer, reason, "no pick stream");
-                        pool.change_view(|view| view.disconnected(format!("{balancer}: {reason}")));
+                        pool.change_view(|view| view.lost(&balancer.to_string(), reason));
                         plan.failed(&place, &refusal, now);
                         // The next one is due at once.
                         next_attempt = now;
@@ -101,12 +115,22 @@ async fn attempt(pool: &Arc<Pool>, identity: &Identity, place: Place) -> Result<
     }
     let mut client = BalancerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     match timeout(ANSWER_TIMEOUT, client.pick(outgoing)).await {
-        Ok(Ok(response)) => Ok(Opened { place, requests, stream: response.into_inner() }),
+        Ok(Ok(response)) => Ok(Opened { place, requests, stream: response.into_inner(), first: None }),
         Ok(Err(status)) => Err(match trouble.said() {
             Some(said) => Refusal::unreachable(said.to_owned()),
             None => refusal(&status),
         }),
         Err(_) => Err(Refusal::unreachable(format!("no answer within {ANSWER_TIMEOUT:?}"))),
+    }
+}
+
+/// Waits for the first word.
+async fn hear(mut opened: Opened) -> Result<Opened, Refusal> {
+    match timeout(SILENCE_FIRST_MAX, opened.stream.message()).await {
+        Ok(Ok(Some(first))) => Ok(Opened { first: Some(first), ..opened }),
+        Ok(Ok(None)) => Err(Refusal::of_stream(ENDED)),
+        Ok(Err(status)) => Err(refusal(&status)),
+        Err(_) => Err(Refusal::of_stream(format!("no word for {SILENCE_FIRST_MAX:?}"))),
     }
 }
 

@@ -48,15 +48,32 @@ impl Refusal {
     pub(super) fn unreachable(reason: String) -> Self {
         Self { reason, unreachable: true, pushback: None }
     }
+
+    /// It answered, and then nothing came of it.
+    pub(super) fn of_stream(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), unreachable: false, pushback: None }
+    }
+}
+
+/// It failed at this moment, and is not asked again before that.
+#[derive(Debug)]
+struct Failed {
+    at: Instant,
+    not_before: Instant,
 }
 
 #[derive(Debug)]
 struct Known {
     place: Place,
     backoff: Backoff,
-    /// It failed, and is not asked again before this.
-    not_before: Option<Instant>,
+    failed: Option<Failed>,
     under_way: bool,
+}
+
+impl Known {
+    fn fail(&mut self, now: Instant, pause_min: Duration) {
+        self.failed = Some(Failed { at: now, not_before: now + self.backoff.next().max(pause_min) });
+    }
 }
 
 #[derive(Debug)]
@@ -96,21 +113,23 @@ impl Plan {
             }
             let backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST, self.rng.next_u64());
             let anywhere = self.rng.below(self.known.len() as u64 + 1) as usize;
-            self.known.insert(anywhere, Known { place, backoff, not_before: None, under_way: false });
+            self.known.insert(anywhere, Known { place, backoff, failed: None, under_way: false });
         }
     }
 
-    /// Whom to ask now; `None` when everybody is being asked or has failed lately. Those that never failed come first.
+    /// Whom to ask now; `None` when everybody is being asked or has failed lately. Those that never failed come first,
+    /// and then whoever failed the longest ago.
     pub(super) fn next(&mut self, now: Instant) -> Option<Place> {
         if let Some(place) = self.redirected.pop() {
             return Some(place);
         }
-        let due = |known: &&mut Known| !known.under_way && known.not_before.is_none_or(|at| at <= now);
-        let next = self
-            .known
-            .iter_mut()
-            .filter(due)
-            .min_by_key(|known| (known.not_before.is_some(), is_unreachable(known.place.address, now)))?;
+        let due = |known: &&mut Known| {
+            !known.under_way && known.failed.as_ref().is_none_or(|failed| failed.not_before <= now)
+        };
+        let next = self.known.iter_mut().filter(due).min_by_key(|known| {
+            let failed_at = known.failed.as_ref().map(|failed| failed.at);
+            (failed_at.is_some(), is_unreachable(known.place.address, now), failed_at)
+        })?;
         next.under_way = true;
         Some(next.place.clone())
     }
@@ -118,7 +137,7 @@ impl Plan {
     /// When somebody may be asked; `None` when only those that are being asked are left, or nobody is known.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let waiting = self.known.iter().filter(|known| !known.under_way);
-        waiting.map(|known| known.not_before.unwrap_or(now)).min()
+        waiting.map(|known| known.failed.as_ref().map_or(now, |failed| failed.not_before)).min()
     }
 
     /// Whether there is anybody to ask but this one.
@@ -137,9 +156,9 @@ impl Plan {
         unreachable_lately().remove(&place.address);
         for known in &mut self.known {
             if known.place.address == place.address {
-                known.not_before = None;
+                known.failed = None;
             } else if known.under_way {
-                known.not_before = Some(now + known.backoff.next());
+                known.fail(now, Duration::ZERO);
             }
             known.under_way = false;
         }
@@ -165,7 +184,7 @@ impl Plan {
         let asked_for = refusal.pushback.map(|pushback| backoff::spread(pushback, &mut self.rng));
         if let Some(known) = self.find(place) {
             known.under_way = false;
-            known.not_before = Some(now + known.backoff.next().max(asked_for.unwrap_or_default()));
+            known.fail(now, asked_for.unwrap_or_default());
         }
     }
 
@@ -176,8 +195,7 @@ impl Plan {
     /// Asks these next, or any other known one when none is named. False when it is time to wait instead.
     pub(super) async fn redirect(&mut self, from: &Place, to: &[String], now: Instant) -> bool {
         self.redirects += 1;
-        let left = Refusal { reason: String::new(), unreachable: false, pushback: None };
-        self.failed(from, &left, now);
+        self.failed(from, &Refusal::of_stream(""), now);
         self.redirected.clear();
         if self.redirects > REDIRECTS_MAX {
             self.redirects = 0;
@@ -189,7 +207,7 @@ impl Plan {
         // Popped from the end: the first one named is the first one asked.
         self.redirected = names.iter().flat_map(Name::places).take(REDIRECTED_TO_MAX).collect();
         self.redirected.reverse();
-        !self.redirected.is_empty() || self.known.iter().any(|known| known.not_before.is_none())
+        !self.redirected.is_empty() || self.known.iter().any(|known| known.failed.is_none())
     }
 }
 

@@ -114,6 +114,15 @@ impl View {
         self.trouble.clear();
     }
 
+    /// This one is of no use; another may be, with which a stream stands.
+    pub(crate) fn lost(&mut self, balancer: &str, reason: &str) {
+        let trouble = format!("{balancer}: {reason}");
+        match &self.balancer {
+            Some(other) if other != balancer => self.trouble = trouble,
+            Some(_) | None => self.disconnected(trouble),
+        }
+    }
+
     /// There is none any more; the list keeps serving.
     pub(crate) fn disconnected(&mut self, trouble: String) {
         self.balancer = None;

@@ -116,6 +116,29 @@ async fn a_client_without_a_list_does_not_wait_for_a_balancer_that_answers_witho
 }
 
 #[tokio::test]
+async fn a_client_without_a_list_asks_another_and_keeps_the_turn_it_was_given() {
+    let backend = Backend::start().await;
+    let all = balancers(2, &backend).await;
+    all.iter().for_each(|balancer| balancer.forget("echo"));
+    let channel = ask(&all).first_list_timeout(LATER).lazy().unwrap();
+    let asked = |balancer: &Balancer| balancer.seen().hellos.len();
+    wait_until("both asked", || all.iter().all(|balancer| asked(balancer) > 0)).await;
+    // Another second, after which it used to be somewhere else again.
+    let at = tokio::time::Instant::now() + Duration::from_millis(1_600);
+    wait_until("still silent", || tokio::time::Instant::now() >= at).await;
+    all[0].set("echo", [&backend.address]);
+    let reply = EchoClient::new(channel.clone()).unary(says(b"x")).await.unwrap();
+    assert_eq!(picked(&reply).unwrap().address.to_string(), backend.address);
+    assert_eq!(in_use(&channel), all[0].address());
+    assert_eq!(all.iter().map(asked).collect::<Vec<_>>(), [1, 1], "and neither was asked again");
+    all[0].forget("echo");
+    let (_hole, stopped) = black_hole().await;
+    let builder = Channel::builder("echo").balancers([all[0].address(), stopped]);
+    let channel = builder.first_list_timeout(Duration::from_secs(1)).connect().await;
+    assert!(channel.is_ok(), "who answers without a word is a balancer all the same: {channel:?}");
+}
+
+#[tokio::test]
 async fn a_balancer_that_falls_silent_is_left_for_another() {
     let backend = Backend::start().await;
     let all = balancers(2, &backend).await;

@@ -9,7 +9,7 @@ fn plan(balancers: &[&str], seed: u64) -> Plan {
 
 fn refused() -> Refusal {
     // Not "unreachable": that is known to every test of this process.
-    Refusal { reason: "refused".to_owned(), unreachable: false, pushback: None }
+    Refusal::of_stream("refused")
 }
 
 fn text(place: Option<Place>) -> String {
@@ -57,6 +57,20 @@ async fn one_that_was_silent_while_another_answered_is_not_the_next_choice() {
     plan.failed(&answering, &refused(), later);
     let next = plan.next(later).unwrap();
     assert!(next != silent && next != answering);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_those_that_failed_the_one_that_failed_the_longest_ago_comes_first() {
+    for seed in 0..20 {
+        let mut plan = plan(&["10.0.0.1:1", "10.0.0.2:1"], seed);
+        let now = Instant::now();
+        let (first, second) = (plan.next(now).unwrap(), plan.next(now).unwrap());
+        plan.failed(&first, &refused(), now);
+        plan.failed(&second, &refused(), now + Duration::from_millis(1));
+        assert_eq!(plan.next(now + 2 * RECONNECT_LONGEST), Some(first.clone()));
+        plan.failed(&first, &refused(), now + Duration::from_millis(2));
+        assert_eq!(plan.next(now + 2 * RECONNECT_LONGEST), Some(second));
+    }
 }
 
 #[tokio::test(start_paused = true)]
