@@ -1,7 +1,7 @@
 //! The endpoints that an application names itself, for when there is no list: none has come, the one there was has outlived its
 //! time, or no balancer answers and nobody on the last list can be reached. Whatever a balancer says comes before them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 
@@ -34,8 +34,10 @@ pub(crate) async fn stand_by(pool: &Arc<Pool>, fallback: &[String], first_list_t
             continue;
         }
         resolve::refresh(&mut names, Instant::now() + PATIENCE).await;
-        let places = names.iter().flat_map(Name::places).take(ENDPOINTS_MAX);
-        let endpoints: Vec<Listed> = places.map(|place| Listed::fallback(&place)).collect();
+        let mut addresses = BTreeSet::new();
+        // Two names may lead to one address: it is the first one's.
+        let places = names.iter().flat_map(Name::places).filter(|place| addresses.insert(place.address));
+        let endpoints: Vec<Listed> = places.take(ENDPOINTS_MAX).map(|place| Listed::fallback(&place)).collect();
         let trouble = names.iter().map(Name::trouble).find(|trouble| !trouble.is_empty());
         if let Some(trouble) = trouble {
             tracing::warn!(service = pool.service, "a fallback is not found: {trouble}");
@@ -45,5 +47,26 @@ pub(crate) async fn stand_by(pool: &Arc<Pool>, fallback: &[String], first_list_t
         let needed = async { while pool.needs_fallback() && changes.changed().await.is_ok() {} };
         // Its time over, and still needed: the names may lead elsewhere by now.
         let _ = timeout(period, needed).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn two_names_for_one_address_are_one_endpoint() {
+        let pool = Pool::new("s".into(), "c".into(), Duration::from_secs(1), 1);
+        let (name, address) = ("fallback.test:50051", "127.0.0.1:1");
+        resolve::say(name, Some(Ok(vec![address.parse().unwrap()])));
+        let mut lists = pool.lists();
+        let names = [name.to_owned(), address.to_owned()];
+        tokio::select! {
+            () = stand_by(&pool, &names, Duration::ZERO) => {}
+            _ = lists.changed() => {}
+        }
+        let endpoints = pool.endpoints();
+        assert_eq!(endpoints.iter().map(|e| &*e.address).collect::<Vec<_>>(), [address]);
+        pool.close();
     }
 }

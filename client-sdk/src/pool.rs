@@ -238,7 +238,7 @@ impl Pool {
         self.list_changed.send_modify(|n| *n += 1);
     }
 
-    /// No balancer answers: the list from the disk serves, if there is one and no list is in use.
+    /// No balancer answers: the list from the disk serves, if there is one and no balancer's list is in use.
     pub(crate) fn use_cached(&self) {
         let cached = self.state().view.take_cached();
         if let Some(Cached { list, from, age }) = cached {
@@ -371,8 +371,12 @@ impl State {
 
     /// Keeps the endpoints that this list names as well, with their connections, and gives the others, to be let go.
     fn replace_members(&mut self, list: &List) -> Vec<Arc<Endpoint>> {
-        let mut known: HashMap<String, Arc<Endpoint>> =
-            self.members.drain(..).map(|m| (m.endpoint.address.to_string(), m.endpoint)).collect();
+        let mut known: HashMap<String, Arc<Endpoint>> = HashMap::with_capacity(self.members.len());
+        let mut gone = Vec::new();
+        for member in self.members.drain(..) {
+            // An application may name an address twice.
+            gone.extend(known.insert(member.endpoint.address.to_string(), member.endpoint));
+        }
         // A list in use that grows owes the newcomer its first call at once; a first list owes nobody.
         let in_use = self.view.is_a_balancers() && self.view.list.as_ref().is_some_and(List::offers_any);
         let mut members = Vec::with_capacity(list.endpoints.len());
@@ -403,7 +407,8 @@ impl State {
             members.push(Member { endpoint, weight: listed.weight, priority: listed.priority });
         }
         self.members = members;
-        known.into_values().collect()
+        gone.extend(known.into_values());
+        gone
     }
 
     /// No call is sent to these any more; what they have in flight ends, and is told of.
@@ -454,6 +459,42 @@ impl Pool {
 mod tests {
     use super::*;
     use crate::picker::Class;
+
+    #[tokio::test]
+    async fn a_list_on_disk_comes_before_a_fallback_whichever_is_first() {
+        let (on_disk, fallback) = ("127.0.0.1:1", "127.0.0.1:2");
+        for is_fallback_first in [false, true] {
+            let pool = Pool::new("s".into(), "c".into(), Duration::from_secs(1), 1);
+            let read = || {
+                let list = List::plain(&[on_disk.to_owned()]);
+                let cached = Cached { list, from: "b".to_owned(), age: Duration::ZERO };
+                pool.change_view(|view| view.cached(cached));
+            };
+            if !is_fallback_first {
+                read();
+            }
+            pool.fall_back(&[Listed::plain(fallback.to_owned())]);
+            assert_eq!(&*pool.endpoints()[0].address, fallback);
+            if is_fallback_first {
+                read();
+            }
+            pool.use_cached();
+            assert_eq!(&*pool.endpoints()[0].address, on_disk);
+            assert_eq!(pool.with_view(|view| view.source), ListSource::Cache);
+            pool.close();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_was_named_twice_is_let_go_twice() {
+        let pool = Pool::new("s".into(), "c".into(), Duration::from_secs(1), 1);
+        let list = |address: &str, times| List::plain(&vec![address.to_owned(); times]);
+        pool.apply(list("127.0.0.1:1", 2), ListSource::Static, None);
+        let twins = pool.endpoints();
+        pool.apply(list("127.0.0.1:2", 1), ListSource::Static, None);
+        assert_eq!(twins.iter().map(|twin| twin.link()).collect::<Vec<_>>(), [Link::Idle, Link::Idle]);
+        pool.close();
+    }
 
     #[tokio::test(start_paused = true)]
     async fn outcomes_of_long_ago_are_not_told_as_news() {
