@@ -31,12 +31,12 @@ impl Room {
         self.waiting.load(SeqCst) > 0
     }
 
-    /// A place in the queue. The error says how many wait already.
-    pub(crate) fn queue(&self) -> Result<Waiting<'_>, u32> {
+    /// A place in the queue, and whether there is anybody before it: who leaves passes the turn on. The error says how many
+    /// wait already.
+    pub(crate) fn queue(&self) -> Result<(Waiting<'_>, bool), u32> {
         let max = self.waiting_max.load(SeqCst);
-        self.waiting
-            .fetch_update(SeqCst, SeqCst, |n| (n < max).then_some(n + 1))
-            .map_or_else(Err, |_| Ok(Waiting(self)))
+        let before = self.waiting.fetch_update(SeqCst, SeqCst, |n| (n < max).then_some(n + 1))?;
+        Ok((Waiting(self), before > 0))
     }
 
     /// A call has ended somewhere.
@@ -74,7 +74,8 @@ mod tests {
     async fn a_turn_that_is_given_up_goes_to_the_next() {
         let room = Room::default();
         room.set_waiting_max(2);
-        let (first, second) = (room.queue().unwrap(), room.queue().unwrap());
+        let ((first, is_behind), (second, is_behind_it)) = (room.queue().unwrap(), room.queue().unwrap());
+        assert_eq!([is_behind, is_behind_it], [false, true]);
         assert_eq!(room.queue().err(), Some(2));
         let mut turns = [Box::pin(first.turn()), Box::pin(second.turn())];
         assert!(turns.iter_mut().all(|turn| !turn.as_mut().enable()));

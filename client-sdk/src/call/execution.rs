@@ -131,11 +131,13 @@ async fn wait_for_endpoint(call: &Call<'_>, tried: &[u64]) -> Result<Arc<Endpoin
     }
     loop {
         pickers.mark_unchanged();
-        if let Some(place) = &place {
+        if let Some((place, is_behind)) = &mut place {
             let mut turn = pin!(place.turn());
             // Enlisted before looking, so that a place that becomes free in between is not missed.
             turn.as_mut().enable();
-            match pool.pick(call.head, tried) {
+            // A place that is free already when it comes is for those before it.
+            let picked = if std::mem::take(is_behind) { Err(NoPick::Full) } else { pool.pick(call.head, tried) };
+            match picked {
                 Ok(endpoint) => return Ok(endpoint),
                 Err(NoPick::Full) => {
                     let _ = timeout(PATIENCE, async {
@@ -177,7 +179,7 @@ async fn wait_for_endpoint(call: &Call<'_>, tried: &[u64]) -> Result<Arc<Endpoin
     }
 }
 
-fn queue<'a>(call: &Call<'a>) -> Result<Waiting<'a>, Status> {
+fn queue<'a>(call: &Call<'a>) -> Result<(Waiting<'a>, bool), Status> {
     call.trail.queues();
     call.pool.room.queue().map_err(|waiting| {
         let message = format!("{waiting} calls wait for a place already: {}", call.pool.explain_none());

@@ -103,3 +103,30 @@ async fn who_waits_takes_the_place_at_an_endpoint_that_comes_along() {
     assert_eq!(picked(&reply).unwrap().address.to_string(), backends[1].address);
     under_way.abort();
 }
+
+#[tokio::test]
+async fn a_newcomer_does_not_take_the_place_that_became_free_for_another() {
+    let backend = Backend::start().await;
+    let (channel, client) = client(limited(std::slice::from_ref(&backend), 1));
+    ready(&channel).await;
+    let pool = &channel.inner.pool;
+    let call = |order: &'static str| {
+        let mut client = client.clone();
+        let mut request = Request::new(says(b"x"));
+        request.metadata_mut().insert("x-order", order.parse().unwrap());
+        async move { client.unary(request).await }
+    };
+    let (head, ()) = http::Request::new(()).into_parts();
+    let held = pool.pick(&head, &[]).unwrap();
+    let first = tokio::spawn(call("first"));
+    eventually("in the queue", || pool.room.is_awaited()).await;
+    pool.picker().ended(&held.peer, crate::picker::Class::Ok, None, false, pool.now_us());
+    pool.room.free();
+    let mut second = std::pin::pin!(call("second"));
+    assert!(futures_util::poll!(second.as_mut()).is_pending());
+    second.await.unwrap();
+    first.await.unwrap().unwrap();
+    let order: Vec<String> =
+        backend.seen().iter().map(|seen| seen.get("x-order").unwrap().to_str().unwrap().to_owned()).collect();
+    assert_eq!(order, ["first", "second"]);
+}
