@@ -15,7 +15,8 @@ use std::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::timeout,
 };
 
 use super::*;
@@ -258,6 +259,26 @@ fn a_certificate_tells_how_long_it_holds_and_for_whom() {
     let at = |seconds| validity.not_before + Duration::from_secs(seconds);
     assert_eq!((validity.seconds_left(at(75)), validity.share_left(at(75))), (25.0, 0.25));
     assert_eq!((validity.seconds_left(at(130)), validity.share_left(at(130))), (-30.0, 0.0));
+}
+
+#[tokio::test]
+async fn an_address_that_is_dead_does_not_keep_the_others_of_its_name_waiting() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = socket.listen(0).unwrap();
+    let dead = full.local_addr().unwrap();
+    // Who comes to a full queue is not answered.
+    let mut queue = Vec::new();
+    while let Ok(connected) = timeout(Duration::from_millis(100), TcpStream::connect(dead)).await {
+        queue.push(connected.unwrap());
+    }
+    let fine = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let found = connect::connect_any(vec![dead, refusing, dead, fine.local_addr().unwrap()]);
+    let found = timeout(Duration::from_millis(900), found).await.expect("in less than a second");
+    assert_eq!(found.unwrap().peer_addr().unwrap(), fine.local_addr().unwrap());
+    let error = connect::connect_any(vec![refusing, refusing]).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
 #[test]
