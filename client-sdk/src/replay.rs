@@ -50,6 +50,8 @@ struct State {
     /// The one that reads from the application: the newest, and once an answer has begun, the one it belongs to. Nobody
     /// before the first, and between two.
     reader: u32,
+    /// The one that has sent all that is kept, and reads on from the application.
+    reads_on: u32,
     messages: MessageCounter,
     failure: Option<Status>,
 }
@@ -75,6 +77,7 @@ impl Replay {
                 movable: true,
                 attempts: 0,
                 reader: NOBODY,
+                reads_on: NOBODY,
                 messages: MessageCounter::default(),
                 failure: None,
             }),
@@ -120,7 +123,8 @@ impl Replay {
         state.keep = false;
         state.movable = false;
         state.reader = attempt;
-        if is_sent {
+        if is_sent || state.reads_on == attempt {
+            // It may wait for the application for as long as the stream lives.
             state.kept.clear();
         }
     }
@@ -164,6 +168,7 @@ impl Replay {
         if state.reader != attempt {
             return Poll::Ready(Next::Stale);
         }
+        state.reads_on = attempt;
         let bytes = match state.ahead.take() {
             Some(bytes) => bytes,
             None if state.failure.is_some() => return Poll::Ready(Next::Failed),
@@ -423,6 +428,21 @@ mod tests {
         drain(&replay);
         replay.settle(1, true);
         assert!(!replay.take_back() && replay.state().kept.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_kept_by_a_stream_that_goes_on_after_its_answer_has_begun() {
+        let parts = [Ok(Frame::data(Bytes::from_static(b"one")))];
+        let replay = Replay::new(Body::new(StreamBody::new(
+            stream::iter(parts).chain(stream::pending::<Result<_, Status>>()).boxed(),
+        )));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let (first, mut sent) = (replay.begin(), 0);
+        assert!(matches!(replay.poll_next(first, &mut sent, &mut cx), Poll::Ready(Next::Data(_, false))));
+        assert!(replay.poll_next(first, &mut sent, &mut cx).is_pending());
+        replay.settle(first, false);
+        assert!(replay.state().kept.is_empty());
+        assert!(replay.poll_next(first, &mut sent, &mut cx).is_pending(), "it goes on where it was");
     }
 
     #[test]
