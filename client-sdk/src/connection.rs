@@ -178,6 +178,13 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    /// Whoever moves its frames holds it open until told.
+    fn drop(&mut self) {
+        self.retire.notify_one();
+    }
+}
+
 /// Room for one call on a connection, until dropped.
 #[derive(Debug)]
 pub(crate) struct Slot {
@@ -286,4 +293,22 @@ fn not_http2(error: Option<h2::Error>) -> ConnectError {
 /// What TLS had to say: with TLS 1.3 a peer refuses a client certificate only after the handshake.
 fn tls_error(error: &io::Error) -> Option<&dial::Error> {
     error.get_ref()?.downcast_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_nobody_holds_is_closed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let serve = tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            h2::server::handshake(socket).await.unwrap().accept().await.is_none()
+        });
+        let patience = Duration::from_secs(5);
+        drop(Connection::open(&address, None, patience, |_| {}).await.unwrap());
+        assert!(tokio::time::timeout(patience, serve).await.expect("closed").unwrap());
+    }
 }

@@ -113,14 +113,15 @@ impl Endpoint {
 
     /// Ends the keeper and lets the connections go; calls in flight finish.
     pub(crate) fn stop(&self) {
-        let Some(stop) = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return;
-        };
+        // Held to the end: what is admitted meanwhile would stay.
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(stop) = keeper.take() else { return };
         stop.cancel();
         self.set_link(Link::Idle);
         for connection in self.connections.swap(Arc::default()).iter() {
             connection.retire();
         }
+        drop(keeper);
         self.room.notify_waiters();
     }
 
