@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
-    time::{Instant, sleep, timeout_at},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -230,17 +230,15 @@ impl Builder {
     /// # Errors
     /// When an address or a method's policy is malformed, or no balancer answered in time and no fallback is configured.
     pub async fn connect(self) -> Result<Channel, Error> {
-        let until = Instant::now() + self.first_list_timeout;
-        let waited_ms = u64::try_from(self.first_list_timeout.as_millis()).unwrap_or(u64::MAX);
+        let patience = self.first_list_timeout;
+        let waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         let has_fallback = !self.fallback.is_empty();
         let channel = self.lazy()?;
         let pool = &channel.inner.pool;
         let mut lists = channel.inner.lists.clone();
-        while !pool.has_list() {
-            if timeout_at(until, lists.changed()).await.is_err() {
-                break;
-            }
-        }
+        let listed = async { while !pool.has_list() && lists.changed().await.is_ok() {} };
+        // Its time over, the channel says what there is.
+        let _ = timeout(patience, listed).await;
         let (balancer, reason) = pool.with_view(|view| (view.balancer.clone(), view.trouble.clone()));
         if balancer.is_none() && !has_fallback && !pool.has_list() {
             let reason = if reason.is_empty() { "no answer".to_owned() } else { reason };

@@ -193,6 +193,9 @@ async fn without_a_balancer_connect_says_so_and_a_fallback_serves_until_the_firs
     let error = builder().connect().await.unwrap_err();
     assert!(matches!(error, Error::NoBalancer { .. }) && error.to_string().contains("refused"), "{error}");
 
+    let for_ever = builder().first_list_timeout(Duration::MAX).connect();
+    assert!(tokio::time::timeout(Duration::from_millis(50), for_ever).await.is_err(), "waits, and does not panic");
+
     let channel = builder().fallback([&fallback.address]).connect().await.unwrap();
     let mut client = EchoClient::new(channel.clone());
     let reply = client.unary(says(b"x")).await.unwrap();
