@@ -28,7 +28,7 @@ pub(crate) struct View {
     heard_at: Option<Instant>,
     /// How old it was by then.
     older_by: Duration,
-    /// From the disk, until there is a list in use.
+    /// From the disk, until a balancer's list is in use.
     cached: Option<Cached>,
     /// What is wrong with the cache on disk; empty when nothing is, or there is none.
     pub(crate) cache_trouble: String,
@@ -62,7 +62,9 @@ impl View {
         self.source = source;
         self.from = from;
         self.heard();
-        self.cached = None;
+        if self.is_a_balancers() {
+            self.cached = None;
+        }
     }
 
     fn heard(&mut self) {
@@ -77,14 +79,14 @@ impl View {
 
     /// A list was found on disk. It is what this client holds, but serves only once no balancer answers.
     pub(crate) fn cached(&mut self, cached: Cached) {
-        if self.list.is_none() {
+        if !self.is_a_balancers() {
             (self.heard_at, self.older_by) = (Some(Instant::now()), cached.age);
             self.cached = Some(cached);
         }
     }
 
     pub(super) fn take_cached(&mut self) -> Option<Cached> {
-        self.cached.take().filter(|_| self.list.is_none())
+        self.cached.take()
     }
 
     /// The list in use came from the disk, and was this old.
