@@ -22,7 +22,7 @@ use tonic::{Code, Status, body::Body};
 
 use crate::{
     attempt::Attempt,
-    limits::{Defaults, Expired, Limits},
+    deadlines::{Defaults, Expired, Limits},
     outcome::Class,
     policy::MethodPolicy,
     pool::Pool,

@@ -30,7 +30,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::{task::futures::TaskLocalFuture, time::Instant};
 
-use crate::limits::{GRPC_TIMEOUT, parse_timeout};
+use crate::deadlines::{GRPC_TIMEOUT, parse_timeout};
 
 tokio::task_local! {
     static DEADLINE: Option<Instant>;

@@ -54,6 +54,8 @@ mod connection;
 #[cfg(feature = "transport")]
 pub mod deadline;
 #[cfg(feature = "transport")]
+mod deadlines;
+#[cfg(feature = "transport")]
 mod dial;
 #[cfg(feature = "transport")]
 mod endpoint;
@@ -63,8 +65,6 @@ mod error;
 mod fallback;
 #[cfg(feature = "transport")]
 mod framing;
-#[cfg(feature = "transport")]
-mod limits;
 #[cfg(feature = "transport")]
 mod list;
 #[cfg(feature = "transport")]

@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use crate::{
     attempt::Attempt,
     call::{Timer, Verdict, of_error},
-    limits::{Expired, Limits},
+    deadlines::{Expired, Limits},
     outcome::{Class, class_of, class_of_headers},
     why::{self, What},
 };

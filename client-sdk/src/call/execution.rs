@@ -16,8 +16,8 @@ use tonic::{Code, Status};
 use super::{Answer, Call, Verdict, of_error};
 use crate::{
     attempt::Attempt,
+    deadlines::{GRPC_TIMEOUT, Limits, format_timeout},
     endpoint::Endpoint,
-    limits::{GRPC_TIMEOUT, Limits, format_timeout},
     outcome::{Class, class_of, class_of_headers},
     policy::Codes,
     pool::NoPick,

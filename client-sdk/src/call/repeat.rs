@@ -286,7 +286,7 @@ mod tests {
     use super::*;
     use crate::{
         call::{Settings, Trail},
-        limits::{Defaults, Limits},
+        deadlines::{Defaults, Limits},
         list::List,
         pool::Pool,
         replay::Replay,

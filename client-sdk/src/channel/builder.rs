@@ -14,8 +14,8 @@ use crate::{
     advice::Own,
     cache::Cache,
     call::Settings,
+    deadlines::Defaults,
     fallback,
-    limits::Defaults,
     list::List,
     pick_stream::{self, Identity},
     policy::{MethodPolicy, Methods},
@@ -108,7 +108,8 @@ impl Builder {
         self
     }
 
-    /// A label that balancing policies may select by.
+    /// A label that goes to the balancer with what else is said of this client. The balancer of this version has no policy that
+    /// selects by one, and drops it.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.identity.labels.insert(key.into(), value.into());
         self

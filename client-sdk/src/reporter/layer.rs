@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use super::counters::InFlight;
 use super::orca::{self, Named};
 use super::shared::{Left, Shared};
-use crate::limits::{GRPC_TIMEOUT, parse_timeout};
+use crate::deadlines::{GRPC_TIMEOUT, parse_timeout};
 use crate::outcome::{Class, class_of_headers};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};

@@ -56,7 +56,7 @@ async fn relay(to: &Backend) -> EchoClient<tonic::transport::Channel> {
 /// What the last call had left, milliseconds.
 fn left_ms(headers: &[MetadataMap]) -> Option<u128> {
     let timeout = headers.last().unwrap().get("grpc-timeout")?;
-    crate::limits::parse_timeout(timeout.as_bytes()).map(|left| left.as_millis())
+    crate::deadlines::parse_timeout(timeout.as_bytes()).map(|left| left.as_millis())
 }
 
 #[tokio::test]
