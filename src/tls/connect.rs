@@ -65,16 +65,8 @@ impl Tls {
         self.name.as_deref()
     }
 
-    /// Shakes hands with a peer that has to show `name`: a DNS name or an IP address. It is for the caller to bound the
-    /// time.
-    ///
-    /// # Errors
-    /// When the peer speaks no TLS or no HTTP/2, is not to be trusted, or shows another name.
-    pub async fn connect(&self, stream: TcpStream, name: &str) -> Result<Io, Error> {
-        self.connect_telling(stream, name, Trouble::default()).await
-    }
-
-    async fn connect_telling(&self, stream: TcpStream, name: &str, trouble: Trouble) -> Result<Io, Error> {
+    /// Shakes hands with a peer that has to show `name`: a DNS name or an IP address.
+    async fn connect(&self, stream: TcpStream, name: &str, trouble: Trouble) -> Result<Io, Error> {
         let name = self.name().unwrap_or(name);
         let expected = ServerName::try_from(name.to_owned()).map_err(|_| Error::NotAName(name.to_owned()))?;
         refresh(&self.config).await;
@@ -184,8 +176,8 @@ async fn dial_telling(address: &str, tls: Option<(&Tls, &str)>, trouble: Trouble
     stream.set_nodelay(true).map_err(Error::Tcp)?;
     match tls {
         None => Ok(Io::Plain(stream)),
-        Some((tls, "")) => tls.connect_telling(stream, host(address), trouble).await,
-        Some((tls, name)) => tls.connect_telling(stream, name, trouble).await,
+        Some((tls, "")) => tls.connect(stream, host(address), trouble).await,
+        Some((tls, name)) => tls.connect(stream, name, trouble).await,
     }
 }
 

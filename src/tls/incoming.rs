@@ -14,10 +14,10 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 use crate::{Acceptor, Io};
 
 /// A handshake that takes longer is given up.
-pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Handshakes under way; a further connection waits in the kernel.
-pub const HANDSHAKES_MAX: usize = 256;
+const HANDSHAKES_MAX: usize = 256;
 
 /// After a failed accept (no file descriptors left, as a rule) trying again at once would only burn CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

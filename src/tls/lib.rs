@@ -22,9 +22,9 @@ pub use connect::{Connector, Tls, TlsBuilder, dial, is_loopback};
 pub use error::Error;
 pub use expiry::Validity;
 #[cfg(feature = "incoming")]
-pub use incoming::{HANDSHAKE_DEADLINE, HANDSHAKES_MAX, incoming};
-pub use io::{Io, Secured, Trouble};
-pub use reload::{FILE_BYTES_MAX, LOOK_PERIOD, Look, Material, Reloading};
+pub use incoming::incoming;
+pub use io::{Io, Trouble};
+pub use reload::{LOOK_PERIOD, Look, Material, Reloading};
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ use crate::Error;
 pub const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// A file beyond this is refused: it is not meant, and would be read again and again.
-pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
+pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Where something comes from.
 #[derive(Clone)]
@@ -146,7 +146,7 @@ impl<T> Reloading<T> {
     }
 
     /// Whether [`Reloading::look`] would look.
-    pub fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         self.materials.iter().any(|one| matches!(one, Material::File(_))) && self.state().is_due()
     }
 

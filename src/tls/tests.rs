@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::*;
+use super::{reload::FILE_BYTES_MAX, *};
 
 /// A folder of its own, with a CA and what it signed.
 struct Folder {
