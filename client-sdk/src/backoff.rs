@@ -7,6 +7,10 @@ use http::HeaderMap;
 
 use crate::picker::Rng;
 
+/// The wait before a connection is made anew, at first and at most.
+pub(crate) const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+pub(crate) const RECONNECT_LONGEST: Duration = Duration::from_secs(5);
+
 #[derive(Debug)]
 pub(crate) struct Backoff {
     first: Duration,

@@ -7,7 +7,7 @@ mod file;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use lookaside_proto::v1;
@@ -18,7 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{list::List, pick_stream::Identity, pool::Pool};
+use crate::{clock::now_unix_ms, list::List, pick_stream::Identity, picker::fnv_1a, pool::Pool};
 
 /// Between two writes of one service; the newest list counts.
 const WRITE_INTERVAL_MIN: Duration = Duration::from_secs(1);
@@ -97,7 +97,7 @@ impl Cache {
         let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '_' };
         let name: String = service.chars().take(NAME_LENGTH_MAX).map(plain).collect();
         // Tests and production, two zones: each keeps what it was told, however they share the folder.
-        let name = format!("{name}-{:016x}.list", file::checksum(&asked.encode_to_vec()));
+        let name = format!("{name}-{:016x}.list", fnv_1a(&asked.encode_to_vec()));
         Self { path: folder.join(name).into(), age_max, latest: watch::Sender::new(asked) }
     }
 
@@ -219,11 +219,6 @@ impl Cache {
             sleep(WRITE_INTERVAL_MIN).await;
         }
     }
-}
-
-fn now_unix_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ pub(crate) use lookaside_tls::{Error, Io, Trouble, dial};
 
 use crate::{Tls, error::flatten, resolve::Place};
 
+/// What this library calls itself.
+pub(crate) const SDK: &str = concat!("lookaside-rust/", env!("CARGO_PKG_VERSION"));
+
 /// A channel to a balancer, plain or over TLS. It is addressed by the name that it was configured by; with TLS it has to show
 /// the host of that name, or the name that `tls` expects. `tune` sets what else the channel is to be like.
 /// Beside it, what TLS has to say when it breaks.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Tls,
-    backoff::Backoff,
+    backoff::{Backoff, RECONNECT_FIRST, RECONNECT_LONGEST},
     connection::{ConnectError, Connection, Goodbye, Slot},
     list::Listed,
     picker::Peer,
@@ -22,8 +22,6 @@ use crate::{
 
 /// Connections to one endpoint at most; beyond their streams calls wait.
 const CONNECTIONS_MAX: usize = 4;
-const RECONNECT_FIRST: Duration = Duration::from_millis(50);
-const RECONNECT_LONGEST: Duration = Duration::from_secs(5);
 /// A connection that lived shorter than this was no success: the wait before the next one keeps growing.
 const LIFE_OF_A_SUCCESS: Duration = Duration::from_secs(1);
 

@@ -50,6 +50,8 @@ mod call;
 #[cfg(feature = "transport")]
 mod channel;
 #[cfg(feature = "transport")]
+mod clock;
+#[cfg(feature = "transport")]
 mod connection;
 #[cfg(feature = "transport")]
 pub mod deadline;

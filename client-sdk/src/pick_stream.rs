@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     Tls,
+    backoff::RECONNECT_LONGEST,
     cache::Cache,
     error::cut,
     list::{self, List},
@@ -27,9 +28,8 @@ use requests::Requests;
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// The same where the balancer said that it knows no such service, and so has nothing to repeat: another one may know it.
 const SILENCE_UNKNOWN_MAX: Duration = Duration::from_secs(60);
-/// Back-off after a failure, of each balancer by itself.
-const RECONNECT_FIRST: Duration = Duration::from_millis(500);
-const RECONNECT_LONGEST: Duration = Duration::from_secs(5);
+/// The first wait after a failure, of each balancer by itself: other than an endpoint it has a whole fleet to answer.
+const BALANCER_AGAIN: Duration = Duration::from_millis(500);
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 const REPORT_PERIOD_MIN: Duration = Duration::from_millis(100);
 const REPORT_PERIOD_MAX: Duration = Duration::from_secs(60);
@@ -102,7 +102,7 @@ pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<Stri
         plan.resolve().await;
         if !in_a_hurry {
             // Whoever holds a list can wait: a crowd that was cut off together does not come to the next one together.
-            sleep(Duration::from_millis(rng.below(RECONNECT_FIRST.as_millis() as u64))).await;
+            sleep(Duration::from_millis(rng.below(BALANCER_AGAIN.as_millis() as u64))).await;
         }
     }
 }

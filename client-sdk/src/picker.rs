@@ -30,6 +30,8 @@ pub use peer::{Peer, SILENCE_CANARY_US, SOUR_US, UNANSWERED_MAX};
 pub use ring::{CALLS_SPARED, Key, Keyed, PLACES_MAX, Rings};
 pub use rng::Rng;
 
+pub(crate) use rng::fnv_1a;
+
 use breaker::Gate;
 use ring::Placed;
 use rng::{GOLDEN_STEP, scale};

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::Error;
+use crate::picker::fnv_1a;
 
 const MAGIC: &[u8] = b"lookaside list v1\n";
 /// What every version of the format begins with.
@@ -40,7 +41,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
         });
     };
     let Some((said, body)) = rest.split_first_chunk::<CHECKSUM_BYTES>() else { return Err(Error::Truncated) };
-    if u64::from_le_bytes(*said) != checksum(body) {
+    if u64::from_le_bytes(*said) != fnv_1a(body) {
         return Err(Error::Damaged);
     }
     Ok(Some(body.to_vec()))
@@ -69,7 +70,7 @@ pub(super) fn write(path: &Path, body: &[u8]) -> Result<(), Error> {
 fn write_new(path: &Path, body: &[u8]) -> io::Result<()> {
     let mut file = fs::File::options().write(true).create_new(true).open(path)?;
     file.write_all(MAGIC)?;
-    file.write_all(&checksum(body).to_le_bytes())?;
+    file.write_all(&fnv_1a(body).to_le_bytes())?;
     file.write_all(body)?;
     // Else a machine that loses power may have the name without the content.
     file.sync_all()
@@ -86,10 +87,4 @@ fn clear_remains(path: &Path, folder: &Path) {
             let _ = fs::remove_file(entry.path());
         }
     }
-}
-
-/// FNV-1a (Fowler, Noll, Vo), 64 bits: it finds damage, and keeps nobody out who may write here.
-pub(super) fn checksum(bytes: &[u8]) -> u64 {
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }

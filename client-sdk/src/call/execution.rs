@@ -17,6 +17,7 @@ use super::{Answer, Call, Verdict, of_error};
 use crate::{
     attempt::Attempt,
     deadlines::{GRPC_TIMEOUT, Limits, format_timeout},
+    dial::SDK,
     endpoint::Endpoint,
     outcome::{Class, class_of, class_of_headers},
     policy::Codes,
@@ -32,7 +33,6 @@ const MOVES_MAX: u32 = 4;
 /// How long a call waits while every endpoint refuses connections: long enough for a new list or a restart that is nearly
 /// done, short enough for a caller to hear of an outage as such, not as a deadline.
 const PATIENCE: Duration = Duration::from_secs(1);
-const USER_AGENT: &str = concat!("lookaside-rust/", env!("CARGO_PKG_VERSION"));
 /// Executions before this one, for the endpoint to know.
 const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 
@@ -261,7 +261,7 @@ fn request_head(call: &Call<'_>, attempt: &Attempt, previous: u32) -> Request<()
     *request.uri_mut() = http::Uri::from_parts(uri).unwrap_or_default();
     *request.headers_mut() = head.headers.clone();
     let headers = request.headers_mut();
-    headers.entry(header::USER_AGENT).or_insert(HeaderValue::from_static(USER_AGENT));
+    headers.entry(header::USER_AGENT).or_insert(HeaderValue::from_static(SDK));
     if previous > 0 {
         headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(previous));
     }

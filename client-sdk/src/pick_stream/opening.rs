@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{Tls, backoff::Pushback, dial, error::cut, pool::Pool, resolve::Place};
 
-const SDK: &str = concat!("lookaside-rust/", env!("CARGO_PKG_VERSION"));
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A balancer that has accepted the connection must answer the stream within this.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -162,7 +161,7 @@ fn hello(pool: &Pool, identity: &Identity) -> Hello {
         client_id: pool.client_id.clone(),
         locality: identity.locality.clone(),
         labels: identity.labels.clone(),
-        sdk: SDK.to_owned(),
+        sdk: dial::SDK.to_owned(),
         held: held.into_iter().collect(),
     }
 }

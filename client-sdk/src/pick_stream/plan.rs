@@ -10,9 +10,9 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{RECONNECT_FIRST, RECONNECT_LONGEST};
+use super::BALANCER_AGAIN;
 use crate::{
-    backoff::{self, Backoff},
+    backoff::{self, Backoff, RECONNECT_LONGEST},
     picker::Rng,
     resolve::{self, Name, Place},
     target,
@@ -111,7 +111,7 @@ impl Plan {
             if self.known.len() >= KNOWN_MAX || self.known.iter().any(|known| known.place.address == place.address) {
                 continue;
             }
-            let backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST, self.rng.next_u64());
+            let backoff = Backoff::new(BALANCER_AGAIN, RECONNECT_LONGEST, self.rng.next_u64());
             let anywhere = self.rng.below(self.known.len() as u64 + 1) as usize;
             self.known.insert(anywhere, Known { place, backoff, failed: None, under_way: false });
         }

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Candidate, Picker, Standing, rng::mix};
+use super::{Candidate, Picker, Standing, fnv_1a, rng::mix};
 
 /// Places of an endpoint of weight 100, where weights are as usual: shares are then within some 6 % of weights.
 const PLACES_PER_WEIGHT_PERCENT: u64 = 256;
@@ -38,8 +38,7 @@ pub struct Key(u64);
 impl Key {
     /// The key of these bytes: FNV-1a, 64 bits.
     pub fn of(bytes: impl AsRef<[u8]>) -> Self {
-        let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        Self(bytes.as_ref().iter().fold(0xcbf2_9ce4_8422_2325, step))
+        Self(fnv_1a(bytes.as_ref()))
     }
 
     fn place(self, seed: u64) -> u64 {

@@ -31,6 +31,12 @@ pub(crate) fn step(base: u64, n: u64) -> u64 {
     mix(base.wrapping_add(GOLDEN_STEP.wrapping_mul(n.wrapping_add(1))))
 }
 
+/// FNV-1a (Fowler, Noll, Vo), 64 bits, of some bytes: spreads them, and finds damage. Keeps nobody out who means harm.
+pub(crate) fn fnv_1a(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
 /// Spreads every bit of the input over the output.
 pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -9,7 +9,7 @@ use super::Reporter;
 use super::balancers::BALANCERS_MAX;
 use super::shared::Shared;
 use crate::resolve::Name;
-use crate::{Tls, target};
+use crate::{Tls, dial, target};
 
 /// Highest weight a registration may ask for.
 const WEIGHT_MAX: u32 = 10_000;
@@ -57,12 +57,7 @@ pub struct Builder {
 
 impl Builder {
     pub(crate) fn new(service: String) -> Self {
-        let registration = Registration {
-            service,
-            weight: 100,
-            sdk: concat!("lookaside-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
-            ..Registration::default()
-        };
+        let registration = Registration { service, weight: 100, sdk: dial::SDK.to_owned(), ..Registration::default() };
         Self { balancers: Vec::new(), measure_cpu: true, registration, tls: None }
     }
 

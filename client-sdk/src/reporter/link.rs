@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::shared::{Phase, Shared};
-use crate::backoff::{self, Backoff, Pushback};
+use crate::backoff::{self, Backoff, Pushback, RECONNECT_FIRST, RECONNECT_LONGEST};
 use crate::error::flatten;
 use crate::picker::Rng;
 use crate::resolve::Place;
@@ -28,9 +28,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A balancer that takes a connection but does not answer the stream is as good as away.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
 /// How long a balancer gets to end the stream of a backend that has left.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -44,7 +41,7 @@ pub(super) async fn keep_reporting(shared: Arc<Shared>, place: Place) {
         Exchange { shared: &shared, balancer, sequence: shared.age_ms(), told_of_drain: false, refused: String::new() };
     let mut phase = shared.phase.subscribe();
     let mut rng = Rng::from_seed(rand::random());
-    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX, rng.next_u64());
+    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST, rng.next_u64());
     // Said once per change: a balancer may be away for days.
     let mut said = String::new();
     loop {
@@ -56,7 +53,7 @@ pub(super) async fn keep_reporting(shared: Arc<Shared>, place: Place) {
             End::Left => return,
             End::Broken { why, pushback } => (why, pushback),
         };
-        if before.connected && began.elapsed() >= BACKOFF_MAX {
+        if before.connected && began.elapsed() >= RECONNECT_LONGEST {
             backoff.reset();
         }
         if before.leaving {

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use lookaside_proto::v1::{Counters as WireCounters, LoadReport, Override, Registration};
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use super::counters::Counters;
 use super::cpu::Cpu;
 use super::orca::Named;
 use super::overrides::Overrides;
-use crate::Tls;
+use crate::{Tls, clock::now_unix_ms};
 
 /// Where the backend is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,9 +170,4 @@ impl Shared {
             overrides: overrides.current(now_unix_ms()),
         }
     }
-}
-
-fn now_unix_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
