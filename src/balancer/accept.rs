@@ -39,12 +39,14 @@ use crate::{
 };
 
 mod acceptor;
+mod ceiling;
 mod meter;
 mod peers;
 mod tasks;
 mod vitals;
 
 pub(crate) use acceptor::{Accepted, Acceptor};
+pub(crate) use ceiling::{Ceiling, Newcomer};
 use meter::{Flood, Meter, PREFACE};
 use peers::Peer;
 use tasks::Tasks;
@@ -127,6 +129,8 @@ pub(crate) struct Offer {
     pub(crate) tls: Option<lookaside_tls::Acceptor>,
     /// How much a peer may take: a connection keeps to what held when it came.
     pub(crate) live: Live,
+    /// How much memory may be taken, for listeners that look to it.
+    pub(crate) ceiling: Option<Arc<Ceiling>>,
     /// The path of the one method whose streams come by the thousand; of all others a connection has a few.
     pub(crate) many: Option<&'static str>,
     /// Cancelled when no more connections are wanted.
@@ -150,6 +154,10 @@ pub(crate) async fn serve(mut acceptor: Acceptor, offer: Offer) {
             () = offer.stop.cancelled() => break,
             next = acceptor.next() => next,
         };
+        if !listening.has_room(Newcomer::Connection) {
+            listening.refuse("memory");
+            continue;
+        }
         let listening = Arc::clone(&listening);
         connections.spawn(async move {
             let _open = Open::new(listening.name);
@@ -285,9 +293,13 @@ impl Listening {
         connection: &Connection,
     ) -> impl Future<Output = http::Response<Answer>> + Send + use<> {
         let path = request.uri().path();
-        let open = vitals.open(self.offer.many != Some(path));
+        let is_about_us = path.starts_with("/grpc.");
+        let open = match is_about_us || self.has_room(Newcomer::Stream) {
+            true => vitals.open(self.offer.many != Some(path)),
+            false => Err(later("MEMORY", "the balancer takes the memory that it may have")),
+        };
         // Health and reflection: their streams know nothing of the end of a connection.
-        let leaving = path.starts_with("/grpc.").then(|| connection.leave.clone());
+        let leaving = is_about_us.then(|| connection.leave.clone());
         let answer = open.map(|open| (open, timeout(REQUEST_WAIT_MAX, self.offer.routes.clone().call(request))));
         // On the heap, and gone when the answer begins: most streams live long after that.
         Box::pin(async move {
@@ -316,6 +328,10 @@ impl Listening {
             self.refuse("flood");
         }
         Err(error.into())
+    }
+
+    fn has_room(&self, newcomer: Newcomer) -> bool {
+        self.offer.ceiling.as_ref().is_none_or(|ceiling| ceiling.has_room(newcomer))
     }
 
     fn refuse(&self, reason: &'static str) {

@@ -157,6 +157,8 @@ pub struct Limits {
     pub keepalive_interval: Duration,
     /// Time it has to give one; then it is cut.
     pub keepalive_timeout: Duration,
+    /// Memory that the process may take, MiB; close to it newcomers are turned away. 0: no ceiling.
+    pub memory_mib: u64,
     /// Health checks under way; a further one waits.
     pub checks_at_once: usize,
     /// Time for streams to move on when the balancer is told to stop; then they are cut.
@@ -195,6 +197,7 @@ impl Default for Limits {
             handshake_deadline: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),
+            memory_mib: 0,
             checks_at_once: 256,
             drain_deadline: Duration::from_secs(10),
         }

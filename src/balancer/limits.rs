@@ -97,6 +97,16 @@ pub(crate) const CONTROL_FRAMES_PER_STREAM: i64 = 4;
 /// The time in which the budget of control frames is filled again.
 pub(crate) const CONTROL_FRAMES_PERIOD: Duration = Duration::from_secs(10);
 
+/// From this part of `limits.memory_mib` on no new connection is accepted: it is closed at once and counted.
+pub(crate) const CONNECTIONS_BELOW_PERCENT: u64 = 80;
+
+/// From this part of it on no new stream either, but for health and reflection: it is refused and told when to come back.
+/// What is left is for those who are there.
+pub(crate) const STREAMS_BELOW_PERCENT: u64 = 90;
+
+/// Between two looks at the memory that is taken.
+pub(crate) const CEILING_LOOK_PERIOD: Duration = Duration::from_millis(100);
+
 /// Streams of a connection beside picks: reports, health, reflection, administration. A further one is refused.
 pub(crate) const OTHER_STREAMS_MAX: usize = 100;
 

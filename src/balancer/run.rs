@@ -17,7 +17,7 @@ use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    accept::{self, Acceptor, Offer},
+    accept::{self, Acceptor, Ceiling, Offer},
     admin::{self, Token},
     config::{Config, Listen, Live, exposed_reason},
     driver::{self, Handle},
@@ -160,14 +160,18 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     });
     let orders = base(&health).add_service(orders.into_server());
 
+    let ceiling = Ceiling::new(live.clone());
+    rooms.spawn(Arc::clone(&ceiling).watch(tokens.stop.clone()));
     let listeners = TaskTracker::new();
     let limits = config.limits;
-    for (name, listener, routes, many) in
-        [("client", client, picks, Some(pick::METHOD)), ("admin", admin, orders, None)]
+    // Operators get in whatever happens.
+    for (name, listener, routes, ceiling, many) in
+        [("client", client, picks, Some(ceiling), Some(pick::METHOD)), ("admin", admin, orders, None, None)]
     {
         let acceptor = Acceptor::new(name, listener, limits.connections, limits.connections_per_peer);
         let tls = certificates.of(name);
-        let offer = Offer { routes: routes.prepare(), tls, live: live.clone(), many, stop: tokens.leave.clone() };
+        let offer =
+            Offer { routes: routes.prepare(), tls, live: live.clone(), ceiling, many, stop: tokens.leave.clone() };
         listeners.spawn(accept::serve(acceptor, offer));
     }
     listeners.close();

@@ -100,7 +100,7 @@ pub(crate) async fn serve(routes: Routes, limits: Limits, stop: &CancellationTok
     let address = listener.local_addr().unwrap();
     let acceptor = Acceptor::new("test", listener, limits.connections, limits.connections_per_peer);
     let live = Live::fixed(Config { limits, ..Config::default() });
-    let offer = Offer { routes, tls: None, live, many: Some(pick::METHOD), stop: stop.clone() };
+    let offer = Offer { routes, tls: None, live, ceiling: None, many: Some(pick::METHOD), stop: stop.clone() };
     tokio::spawn(accept::serve(acceptor, offer));
     address
 }

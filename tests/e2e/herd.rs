@@ -6,7 +6,9 @@
 use std::time::{Duration, Instant};
 
 use lookaside_proto::v1::{Override, OverrideAction, SetOverrideRequest, r#override::Scope};
-use lookaside_tests::{Backends, Balancer, Client, PROCESS_MAX, Picks, SERVICE, Signal, alone, wait_for, wait_until};
+use lookaside_tests::{
+    Backends, Balancer, Client, PROCESS_MAX, Picks, SERVICE, Signal, alone, hold_for, wait_for, wait_until,
+};
 
 /// In which everybody is served again.
 const RESUME_MAX: Duration = Duration::from_secs(10);
@@ -105,6 +107,36 @@ async fn twenty_thousand_streams_are_held_in_little_memory() {
     );
     assert!(after <= RESIDENT_BYTES_MAX && per_stream <= BYTES_PER_STREAM_MAX, "{after} bytes, {per_stream} each");
     assert_eq!((picks.served(), picks.losses()), (STREAMS, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn near_the_ceiling_newcomers_are_turned_away_and_who_has_a_stream_keeps_it() {
+    const CEILING_MIB: u64 = 40;
+    const ESTABLISHED: usize = 1_000;
+    let _alone = alone().await;
+    let balancer = Balancer::configured(&format!("limits: {{ memory_mib: {CEILING_MIB} }}")).await;
+    let _backends = Backends::offered(&balancer, 8, &[]).await;
+    let established = Picks::hold(&balancer.client, SERVICE, 2, ESTABLISHED / 2);
+    served(&established, ESTABLISHED, CALM_MAX).await;
+    let herd = Picks::hold(&balancer.client, SERVICE, 20, 1_000);
+    wait_for("streams of the herd to be turned away", PROCESS_MAX, async || (herd.refusals() > 0).then_some(())).await;
+    hold_for("a balancer below its ceiling", Duration::from_secs(5), async || {
+        balancer.process.resident_bytes() <= CEILING_MIB << 20
+    })
+    .await;
+    let resident = balancer.process.resident_bytes();
+    println!("{} of the herd are served below {CEILING_MIB} MiB, at {} KiB", herd.served(), resident >> 10);
+    let newcomer = balancer.cli(&["pick", SERVICE, "--balancer", &balancer.client]).await.expect(4);
+    assert!(balancer.metric("lookaside_connections_refused_total", &["reason=\"memory\""]).await > 0.0, "{newcomer:?}");
+    assert_eq!((established.served(), established.losses(), established.refusals()), (ESTABLISHED, 0, 0));
+    balancer.cli(&["status"]).await.expect(0);
+    drop(herd);
+    wait_for("room again", CALM_MAX, async || {
+        let newcomer = balancer.cli(&["pick", SERVICE, "--balancer", &balancer.client]).await;
+        (newcomer.code == Some(0)).then_some(())
+    })
+    .await;
+    assert_eq!((established.served(), established.losses()), (ESTABLISHED, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

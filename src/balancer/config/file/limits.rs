@@ -23,6 +23,7 @@ pub(super) struct LimitsForm {
     handshake_deadline: Maybe<Span>,
     keepalive_interval: Maybe<Span>,
     keepalive_timeout: Maybe<Span>,
+    memory_mib: Maybe<u64>,
     pub(super) checks_at_once: Maybe<usize>,
     drain_deadline: Maybe<Span>,
 }
@@ -43,6 +44,7 @@ impl LimitsForm {
         problems.span("handshake_deadline", &mut limits.handshake_deadline, &self.handshake_deadline, ms);
         problems.span("keepalive_interval", &mut limits.keepalive_interval, &self.keepalive_interval, second);
         problems.span("keepalive_timeout", &mut limits.keepalive_timeout, &self.keepalive_timeout, ms);
+        problems.bounded("memory_mib", &mut limits.memory_mib, &self.memory_mib, 0, 1 << 20);
         problems.bounded("checks_at_once", &mut limits.checks_at_once, &self.checks_at_once, 1, 100_000);
         problems.span("drain_deadline", &mut limits.drain_deadline, &self.drain_deadline, ms);
         limits
