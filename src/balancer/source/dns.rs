@@ -12,7 +12,8 @@ use futures_util::{StreamExt as _, stream};
 use hickory_resolver::proto::rr::{Name, Record};
 use lookaside_core::{
     event::Event,
-    model::{ServiceName, SourceId},
+    model::{EndpointSpec, ServiceName, SourceId},
+    snapshot::Snapshot,
 };
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -145,6 +146,7 @@ impl Source for Follower {
     async fn follow(mut self, driver: Handle, stop: CancellationToken) {
         let mut pace = Pace::new(self.dns.refresh_min, self.dns.refresh_max);
         let mut told = Told::default();
+        self.memory = Memory::after(listed(&driver.snapshots().borrow(), &self.source, &self.service).into_iter());
         loop {
             let began = Instant::now();
             let heard = tokio::select! {
@@ -226,6 +228,13 @@ impl Heard {
             Self::Listed { lives, .. } | Self::Failed { lives, .. } => *lives,
         }
     }
+}
+
+/// What the table has of a source: told by a follower of another configuration, before the balancer started, or by one
+/// that ended by a mistake.
+fn listed(snapshot: &Snapshot, source: &SourceId, service: &ServiceName) -> Vec<EndpointSpec> {
+    let endpoints = snapshot.services.get(service).into_iter().flat_map(|service| &service.endpoints);
+    endpoints.filter(|endpoint| endpoint.sources.contains(source)).map(|endpoint| endpoint.spec.clone()).collect()
 }
 
 /// The addresses of the first name that has some. Where one cannot be asked for, the ones behind it do not matter: they

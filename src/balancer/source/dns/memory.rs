@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lookaside_core::model::EndpointSpec;
+use lookaside_core::model::{Address, EndpointSpec};
 
 use super::{
     ask::{Absence, Answer, Srv, Target},
@@ -50,6 +50,9 @@ pub(super) enum Heard {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     targets: BTreeMap<Target, Held>,
+    /// What the table has from whoever followed the name before, without those that turned up since. It is not known
+    /// which target they are of, so they stay for as long as their family could not be asked for everywhere.
+    inherited: BTreeMap<Address, EndpointSpec>,
     /// Rounds in a row in which there were no SRV records.
     srv_empties: u32,
     /// Rounds so far in which the first listing had to wait.
@@ -57,11 +60,11 @@ pub(super) struct Memory {
     listed: bool,
 }
 
-/// The last good addresses of a target.
+/// The last good addresses of a target; `None` where nobody knows of any, nor that there are none.
 #[derive(Debug, Default)]
 struct Held {
-    v4: BTreeSet<IpAddr>,
-    v6: BTreeSet<IpAddr>,
+    v4: Option<BTreeSet<IpAddr>>,
+    v6: Option<BTreeSet<IpAddr>>,
     /// Rounds in a row in which it had none.
     empties: u32,
 }
@@ -77,6 +80,11 @@ enum Fared {
 }
 
 impl Memory {
+    /// One that knows nothing of the name, at a time when the table has these from its source.
+    pub(super) fn after(inherited: impl Iterator<Item = EndpointSpec>) -> Self {
+        Self { inherited: inherited.map(|spec| (spec.address.clone(), spec)).collect(), ..Self::default() }
+    }
+
     /// Takes a round in.
     pub(super) fn hear(&mut self, dns: &Dns, own: &Target, round: Round) -> Heard {
         let (places, lives, from) = match (dns.records, round.srv) {
@@ -111,7 +119,7 @@ impl Memory {
         if self.srv_empties < DNS_EMPTY_TRIES {
             return Heard::Failed { reason: doubted(from, absence, self.srv_empties), lives };
         }
-        self.targets.clear();
+        // What is remembered of targets stays: when they come back, one of them may be out of reach.
         self.listed = true;
         let detail = format!("{}: {}, from {from}", records::question(dns), absence.words());
         Heard::Listed { endpoints: Vec::new(), detail, lives }
@@ -127,10 +135,15 @@ impl Memory {
     ) -> Heard {
         let targets: BTreeSet<Target> = places.iter().map(|place| place.target.clone()).collect();
         self.targets.retain(|target, _| targets.contains(target));
-        let (mut fresh, mut unknown, mut complaints, mut retry) = (0, 0, Vec::new(), None);
+        let (mut fresh, mut unknown, mut complaints, mut retry) = (0, [false; 2], Vec::new(), None);
         for target in &targets {
             let held = self.targets.entry(target.clone()).or_default();
-            match held.hear(asked.remove(target).unwrap_or_default()) {
+            let asked = asked.remove(target).unwrap_or_default();
+            let families = [asked.v4.is_some(), asked.v6.is_some()];
+            let fared = held.hear(asked);
+            let missing = held.unknown(families);
+            unknown = [unknown[0] || missing[0], unknown[1] || missing[1]];
+            match fared {
                 Fared::Fresh(life, server, complaint) => {
                     fresh += 1;
                     lives = Some(lives.map_or(life, |lives| lives.min(life)));
@@ -140,23 +153,24 @@ impl Memory {
                 Fared::Gone(life) => retry = shorter(retry, life),
                 Fared::Kept(complaint, life) => {
                     retry = shorter(retry, life);
-                    unknown += usize::from(held.is_empty());
                     complaints.push((target, complaint));
                 }
             }
         }
-        let endpoints = records::endpoints(dns, &places, |target| {
+        let mut endpoints = records::endpoints(dns, &places, |target| {
             let held = self.targets.get(target);
-            held.into_iter().flat_map(|held| held.v4.iter().chain(&held.v6).copied())
+            held.into_iter().flat_map(|held| held.v4.iter().chain(&held.v6).flatten().copied())
         });
         let complaint = told(&complaints, targets.len());
         // A first listing ends the settling of its service, so what is missing from it counts as absent.
-        let is_partial = !self.listed && unknown > 0 && self.waits < DNS_EMPTY_TRIES;
+        let is_partial = !self.listed && unknown != [false; 2] && self.waits < DNS_EMPTY_TRIES;
         if !complaints.is_empty() && (fresh == 0 || endpoints.is_empty() || is_partial) {
             self.waits = self.waits.saturating_add(1);
             return Heard::Failed { reason: complaint, lives: retry };
         }
         self.listed = true;
+        self.inherited.retain(|address, _| unknown[usize::from(address.as_str().starts_with('['))]);
+        endpoints.iter().for_each(|endpoint| drop(self.inherited.remove(&endpoint.address)));
         let mut detail = records::answered(dns, endpoints.len(), targets.len(), lives.filter(|_| fresh > 0));
         if let Some(from) = from {
             detail.push_str(&format!(", from {from}"));
@@ -164,13 +178,19 @@ impl Memory {
         if !complaint.is_empty() {
             detail.push_str(&format!("; {complaint}"));
         }
+        if !self.inherited.is_empty() {
+            detail.push_str(&format!("; {} from before stay until all answer", self.inherited.len()));
+            endpoints.extend(self.inherited.values().cloned());
+        }
         Heard::Listed { endpoints, detail, lives: if fresh > 0 { lives } else { retry } }
     }
 }
 
 impl Held {
-    fn is_empty(&self) -> bool {
-        self.v4.is_empty() && self.v6.is_empty()
+    /// The families of which it may have addresses that nobody knows of, out of those asked for. Where none was, any.
+    fn unknown(&self, asked: [bool; 2]) -> [bool; 2] {
+        let any = asked == [false; 2];
+        [(asked[0] || any) && self.v4.is_none(), (asked[1] || any) && self.v6.is_none()]
     }
 
     /// A family without addresses is believed at once where the other one has some: the name is there. A family that
@@ -182,7 +202,7 @@ impl Held {
             match answer {
                 None => {}
                 Some(Answer::Found { records, lives, from }) => {
-                    *held = records.into_iter().collect();
+                    *held = Some(records.into_iter().collect());
                     fresh = Some(fresh.map_or((lives, from), |(life, from)| (life.min(lives), from)));
                 }
                 Some(Answer::Empty { absence, lives, from }) => {
@@ -216,10 +236,10 @@ impl Held {
     fn forget(&mut self, gone: [bool; 2]) {
         let [v4, v6] = gone;
         if v4 {
-            self.v4.clear();
+            self.v4 = Some(BTreeSet::new());
         }
         if v6 {
-            self.v6.clear();
+            self.v6 = Some(BTreeSet::new());
         }
     }
 }

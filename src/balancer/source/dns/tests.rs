@@ -5,10 +5,7 @@ use hickory_resolver::proto::{
     rr::{RData, Record, RecordType, rdata::CNAME},
 };
 use lookaside_core::{
-    config::ServiceConfig,
-    limits::ENDPOINTS_PER_SERVICE_MAX,
-    model::{EndpointSpec, Locality},
-    snapshot::{ServiceSnapshot, Snapshot},
+    config::ServiceConfig, limits::ENDPOINTS_PER_SERVICE_MAX, model::Locality, snapshot::ServiceSnapshot,
 };
 use name_server::{NameServer, Says, address_records, addresses, srv_records};
 
@@ -311,6 +308,23 @@ async fn until_it_answers_its_service_settles() {
     until(&world.driver, settles).await;
     server.say(NAME, RecordType::A, addresses(NAME, 0, &ips(&["10.0.0.1"])));
     until(&world.driver, |snapshot| greeter(snapshot).is_some_and(|service| !service.settling)).await;
+}
+
+#[tokio::test]
+async fn who_follows_anew_takes_nothing_that_it_could_not_ask_for() {
+    let server = NameServer::start().await;
+    server.say(NAME, RecordType::A, addresses(NAME, 0, &ips(&["10.0.0.1"])));
+    server.say(NAME, RecordType::AAAA, addresses(NAME, 0, &ips(&["2001:db8::1"])));
+    let mut world = World::following(dns(&server, both())).await;
+    world.lists(&["10.0.0.1:50051", "[2001:db8::1]:50051"]).await;
+    server.say(NAME, RecordType::A, Says::Code(ResponseCode::ServFail));
+    server.say(NAME, RecordType::AAAA, addresses(NAME, 0, &ips(&["2001:db8::2"])));
+    let edited = Dns { refresh_max: Duration::from_secs(20), ..dns(&server, both()) };
+    world.names.apply(&[configured(Some(edited))]).await;
+    world.is_well("1 from before stay").await;
+    world.lists(&["10.0.0.1:50051", "[2001:db8::2]:50051"]).await;
+    server.say(NAME, RecordType::A, addresses(NAME, 0, &ips(&["10.0.0.2"])));
+    world.lists(&["10.0.0.2:50051", "[2001:db8::2]:50051"]).await;
 }
 
 #[tokio::test]

@@ -76,6 +76,36 @@ fn a_family_that_fails_keeps_what_it_had_and_one_that_is_empty_does_not() {
 }
 
 #[test]
+fn a_family_that_nobody_knows_of_makes_a_first_listing_wait() {
+    let mut memory = Memory::default();
+    for _ in 0..DNS_EMPTY_TRIES {
+        assert_eq!(addresses_of(&round(&mut memory, failed(), found(&["::1"]))), None);
+    }
+    assert_eq!(addresses_of(&round(&mut memory, failed(), found(&["::1"]))), Some(vec!["[::1]:80"]));
+}
+
+/// A memory that begins while the table has these.
+fn after(addresses: &[&str]) -> Memory {
+    let spec = |address: &&str| EndpointSpec::at(Address::parse(address).unwrap());
+    Memory::after(addresses.iter().map(spec))
+}
+
+#[test]
+fn what_the_table_had_stays_until_all_that_was_asked_for_is_known() {
+    let mut memory = after(&["10.0.0.1:80", "10.0.0.2:80", "[::1]:80"]);
+    for _ in 0..DNS_EMPTY_TRIES {
+        assert_eq!(addresses_of(&round(&mut memory, failed(), found(&["::1"]))), None);
+    }
+    let heard = round(&mut memory, failed(), found(&["::2"]));
+    assert_eq!(addresses_of(&heard), Some(vec!["[::2]:80", "10.0.0.1:80", "10.0.0.2:80"]));
+    assert!(matches!(heard, Heard::Listed { detail, .. } if detail.contains("; 2 from before stay")));
+    let heard = round(&mut memory, found(&["10.0.0.2"]), found(&["::2"]));
+    assert_eq!(addresses_of(&heard), Some(vec!["10.0.0.2:80", "[::2]:80"]));
+    let mut memory = after(&["10.0.0.1:80"]);
+    assert_eq!(addresses_of(&round(&mut memory, empty(), found(&["::1"]))), Some(vec!["[::1]:80"]), "it is known");
+}
+
+#[test]
 fn absences_count_only_in_a_row() {
     let mut memory = Memory::default();
     round(&mut memory, found(&["10.0.0.1"]), empty());
@@ -113,6 +143,16 @@ fn a_first_listing_waits_for_all_targets_but_not_for_ever() {
     }
     let heard = srv_round(&mut memory, targets(&["a.test", "b.test"]), &answers);
     assert_eq!(addresses_of(&heard), Some(vec!["10.0.0.1:80"]));
+    let mut memory = after(&["10.0.0.1:80", "10.0.0.2:80"]);
+    for _ in 0..DNS_EMPTY_TRIES {
+        srv_round(&mut memory, targets(&["a.test", "b.test"]), &answers);
+    }
+    let heard = srv_round(&mut memory, targets(&["a.test", "b.test"]), &answers);
+    assert_eq!(addresses_of(&heard), Some(vec!["10.0.0.1:80", "10.0.0.2:80"]), "it may be the other one's");
+    // One that was named since is known: it goes like any other.
+    let answers = [("a.test", found(&["10.0.0.2"])), ("b.test", failed())];
+    let heard = srv_round(&mut memory, targets(&["a.test", "b.test"]), &answers);
+    assert_eq!(addresses_of(&heard), Some(vec!["10.0.0.2:80"]));
 }
 
 #[test]
@@ -142,4 +182,7 @@ fn a_name_without_srv_records_is_doubted_as_well() {
         assert_eq!(addresses_of(&srv_round(&mut memory, empty(), &[])), None);
     }
     assert_eq!(addresses_of(&srv_round(&mut memory, empty(), &[])), Some(vec![]));
+    let answers = [("a.test", failed()), ("b.test", found(&["10.0.0.2"]))];
+    let heard = srv_round(&mut memory, targets(&["a.test", "b.test"]), &answers);
+    assert_eq!(addresses_of(&heard), Some(vec!["10.0.0.1:80", "10.0.0.2:80"]), "what it had is remembered");
 }
