@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     model::Cohort,
-    snapshot::{Code, EndpointSnapshot, ServiceSnapshot, State},
+    snapshot::{Code, EndpointSnapshot, Mode, ServiceSnapshot, State},
 };
 
 /// Offered endpoints by tier, best first.
@@ -30,23 +30,22 @@ impl<'a> Tiers<'a> {
         let mut tiers = Self { chosen: Vec::new(), failover: None, best_priority: u32::MAX };
         let mut weak: Option<Rank> = None;
         for (rank, members) in ranks {
-            let usable = members.iter().filter(|e| e.state == State::Eligible).count();
+            let usable = members.iter().filter(|e| is_usable(e.state, service.mode)).count();
             let enough = usable * 100 >= members.len() * service.config.locality.failover_below_percent as usize;
             let offered: Vec<_> = members.iter().copied().filter(|e| e.state.is_offered()).collect();
+            if offered.is_empty() {
+                if !rank.1 && is_split(service, cohort) {
+                    // The client's own zone has endpoints, and none of them is offered.
+                    tiers.failover = Some(format!("zone {} has no usable endpoint", cohort.locality.zone()));
+                }
+                continue;
+            }
             match (weak.take(), tiers.chosen.last_mut()) {
-                (Some(before), Some(last)) if !offered.is_empty() => {
+                (Some(before), Some(last)) => {
                     last.extend(offered);
                     if before.0 == rank.0 {
                         tiers.failover = Some(format!("zone {} is too weak, other zones help", cohort.locality.zone()));
                     }
-                }
-                _ if offered.is_empty() => {
-                    if rank.1 || !is_split(service, cohort) {
-                        continue;
-                    }
-                    // The client's own zone has endpoints, and none of them is offered.
-                    tiers.failover = Some(format!("zone {} has no usable endpoint", cohort.locality.zone()));
-                    continue;
                 }
                 _ => tiers.chosen.push(offered),
             }
@@ -69,6 +68,16 @@ fn counts(state: State) -> bool {
     match state {
         State::Eligible | State::Restored | State::Excluded => true,
         State::Draining | State::Disabled | State::Pending => false,
+    }
+}
+
+/// Whether an endpoint makes its tier strong. Where the balancer doubts itself or lacks proof, those that it keeps are as
+/// good as they were; in PANIC it keeps everybody, which says nothing.
+fn is_usable(state: State, mode: Mode) -> bool {
+    match state {
+        State::Eligible => true,
+        State::Restored => mode != Mode::Panic,
+        State::Excluded | State::Draining | State::Disabled | State::Pending => false,
     }
 }
 
