@@ -20,7 +20,7 @@ impl Table {
         configuration: Configuration,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        self.has_room_for(&configuration)?;
+        self.has_room_for(&configuration, source)?;
         let Configuration { defaults, services } = configuration;
         if *self.defaults != defaults {
             self.defaults = Arc::new(defaults);
@@ -49,7 +49,7 @@ impl Table {
     }
 
     /// Looked at before anything is changed.
-    fn has_room_for(&self, configuration: &Configuration) -> Result<(), Refusal> {
+    fn has_room_for(&self, configuration: &Configuration, source: &SourceId) -> Result<(), Refusal> {
         let new = configuration.services.iter().filter(|service| !self.services.contains_key(&service.name));
         if self.services.len() + new.count() > SERVICES_MAX {
             return Err(Refusal::TooManyServices { max: SERVICES_MAX });
@@ -62,7 +62,7 @@ impl Table {
                 return Err(Refusal::ListedTwice { service: service.name.clone(), address });
             }
             match self.services.get(&service.name) {
-                Some(known) => known.has_room_for(&named)?,
+                Some(known) => known.has_room_for(&named, source)?,
                 None => Service::room(&service.name, named.len())?,
             }
         }
@@ -86,9 +86,10 @@ impl Service {
         }
     }
 
-    /// Whether these fit in beside those that others know of.
-    pub(super) fn has_room_for(&self, named: &BTreeSet<&Address>) -> Result<(), Refusal> {
-        let others = self.endpoints.keys().filter(|address| !named.contains(address)).count();
+    /// Whether these fit in beside those that others know of. What this source alone named before makes room.
+    pub(super) fn has_room_for(&self, named: &BTreeSet<&Address>, source: &SourceId) -> Result<(), Refusal> {
+        let others = self.endpoints.values().filter(|endpoint| !endpoint.is_named_by_nobody_but(source));
+        let others = others.filter(|endpoint| !named.contains(&endpoint.spec.address)).count();
         Self::room(&self.name, named.len() + others)
     }
 
@@ -148,5 +149,25 @@ mod tests {
         let mut twice = service("d", 1);
         twice.endpoints.iter_mut().for_each(|specs| specs.extend_from_within(..));
         assert!(matches!(read(vec![twice], 8), (Err(Refusal::ListedTwice { .. }), None, 7)));
+    }
+
+    #[test]
+    fn what_a_source_replaces_makes_room() {
+        let mut table = Table::new(1, ServiceConfig::default(), Timestamp(0));
+        let name = ServiceName::parse("a").unwrap();
+        let mut listed = |source: &str, host: u8, endpoints: usize| {
+            let at = |port| EndpointSpec::at(Address::parse(&format!("10.0.0.{host}:{}", port + 1)).unwrap());
+            let endpoints = (0..endpoints).map(at).collect();
+            let (source, service) = (SourceId::parse(source).unwrap(), name.clone());
+            let event = Event::EndpointsListed { source, service, endpoints, detail: String::new() };
+            let done = table.apply(event, Timestamp(0));
+            table.publish(Timestamp(0));
+            done
+        };
+        let most = ENDPOINTS_PER_SERVICE_MAX * 6 / 10;
+        assert_eq!(listed("file", 1, most), Ok(()));
+        assert_eq!(listed("file", 2, most), Ok(()));
+        let refused = listed("dns", 3, most);
+        assert!(matches!(refused, Err(Refusal::TooManyEndpoints { .. })), "those of another one stay: {refused:?}");
     }
 }

@@ -97,6 +97,11 @@ impl Endpoint {
         self.departed_at = None;
     }
 
+    /// Whether it is gone once this source no longer names it.
+    pub(super) fn is_named_by_nobody_but(&self, source: &SourceId) -> bool {
+        self.registration.is_none() && self.listed_by.iter().eq([source])
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         self.draining || self.departed_at.is_some()
     }

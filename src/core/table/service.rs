@@ -158,7 +158,7 @@ impl Service {
                 return Err(Refusal::ListedTwice { service: self.name.clone(), address: spec.address.clone() });
             }
         }
-        self.has_room_for(&named.iter().collect())?;
+        self.has_room_for(&named.iter().collect(), source)?;
         for spec in specs {
             let newcomer = self.is_serving_without(&spec.address, now);
             let endpoint = self
