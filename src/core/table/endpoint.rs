@@ -21,6 +21,8 @@ pub(super) struct Endpoint {
     /// What a source says of it; its own word comes before that for as long as it is registered.
     pub(super) listed: Option<EndpointSpec>,
     pub(super) registration: Option<Registration>,
+    /// Which start of it was registered last, where its source knows of none; 0 when it never was.
+    pub(super) registered_incarnation: u64,
     pub(super) health: Health,
     pub(super) load: Load,
     pub(super) joined_at: Timestamp,
@@ -62,6 +64,7 @@ impl Endpoint {
             listed_by: BTreeSet::new(),
             listed: None,
             registration: None,
+            registered_incarnation: 0,
             health: Health::new(),
             load: Load::default(),
             joined_at: now,
@@ -89,6 +92,7 @@ impl Endpoint {
 
     /// From here on it is only what its sources say of it.
     pub(super) fn return_unregistered(&mut self) {
+        self.registered_incarnation = self.incarnation();
         if let Some(listed) = &self.listed {
             self.spec = listed.clone();
         }
@@ -100,6 +104,11 @@ impl Endpoint {
     /// Whether it is gone once this source no longer names it.
     pub(super) fn is_named_by_nobody_but(&self, source: &SourceId) -> bool {
         self.registration.is_none() && self.listed_by.iter().eq([source])
+    }
+
+    /// Which start of the backend this is, as far as anybody knows; 0 when nobody does.
+    pub(super) fn incarnation(&self) -> u64 {
+        if self.spec.incarnation == 0 { self.registered_incarnation } else { self.spec.incarnation }
     }
 
     pub(super) fn is_leaving(&self) -> bool {

@@ -243,8 +243,9 @@ impl Service {
                 Self::room(&self.name, self.endpoints.len() + 1)?;
                 self.endpoints.insert(address.clone(), Endpoint::new(spec, newcomer, now));
             }
-            Some(held) if held.spec.incarnation != spec.incarnation => held.restart(spec, newcomer, now),
+            Some(held) if ![0, spec.incarnation].contains(&held.incarnation()) => held.restart(spec, newcomer, now),
             // The same start of the same backend: its stream was broken for a while, or it changed its mind about itself.
+            // Or the first word of one that a source had named, which nobody says has started since.
             Some(held) => {
                 held.spec = spec;
                 held.departed_at = None;
