@@ -13,6 +13,9 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(15);
 const SLOW_START_MIN_PERMILLE: u64 = 100;
 const SLOW_START_STEP_PERMILLE: u64 = 25;
 
+/// The weight of an endpoint against the others where nothing is measured.
+pub(super) const EVEN_PERMILLE: u32 = 1000;
+
 #[derive(Debug, Clone)]
 pub(super) struct Endpoint {
     pub(super) spec: EndpointSpec,
@@ -76,7 +79,7 @@ impl Endpoint {
             warmed_permille: 0,
             trusted: false,
             doubted: false,
-            throughput_permille: 1000,
+            throughput_permille: EVEN_PERMILLE,
         }
     }
 

@@ -381,8 +381,9 @@ impl Service {
         self.remove_gone(now);
         // Those that were doubted may be among them; whoever stays is then not held to their doubt.
         self.judge.doubts &= self.endpoints.values().any(|e| e.doubted);
-        if self.config.policy == PolicyKind::WeightedRoundRobin {
-            self.weigh(now);
+        match self.config.policy {
+            PolicyKind::WeightedRoundRobin => self.weigh(now),
+            PolicyKind::LeastLoad | PolicyKind::RoundRobin | PolicyKind::RingHash => self.weigh_evenly(),
         }
         self.urgent = false;
         self.soft = false;

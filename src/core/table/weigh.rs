@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{endpoint::Endpoint, service::Service};
+use super::{
+    endpoint::{EVEN_PERMILLE, Endpoint},
+    service::Service,
+};
 use crate::model::Timestamp;
 
 /// Weights by throughput: how long a new endpoint has none and how old a report may be (both gRPC A58), how far from the
@@ -13,6 +16,11 @@ const THROUGHPUT_PERMILLE: std::ops::RangeInclusive<f64> = 100.0..=10_000.0;
 const THROUGHPUT_STEP_PERMILLE: u32 = 50;
 
 impl Service {
+    /// For policies that ask for no measure: what was measured for another one is forgotten.
+    pub(super) fn weigh_evenly(&mut self) {
+        self.endpoints.values_mut().for_each(|endpoint| endpoint.throughput_permille = EVEN_PERMILLE);
+    }
+
     /// Weighs endpoints by what they are measured to get done, against the median: one that lies must not move the others.
     /// None gets more than twice its fair share on its own word.
     pub(super) fn weigh(&mut self, now: Timestamp) {
@@ -28,7 +36,7 @@ impl Service {
             (Some(throughput), Some(median)) => {
                 (throughput / median * 1000.0).clamp(*THROUGHPUT_PERMILLE.start(), *THROUGHPUT_PERMILLE.end())
             }
-            _ => 1000.0,
+            _ => f64::from(EVEN_PERMILLE),
         };
         let sum: f64 = self.endpoints.values().map(wanted).sum();
         let count = self.endpoints.len() as f64;
