@@ -132,10 +132,13 @@ impl Endpoint {
 
     /// Share of its weight it gets while it starts, permille; gRPC A100 and Envoy have the same shape with aggression 1.
     pub(super) fn slow_start_permille(&self, window: Duration, now: Timestamp) -> u64 {
-        let Some(since) = self.warming_since else { return 1000 };
         if window.is_zero() {
             return 1000;
         }
+        let Some(since) = self.warming_since else {
+            // A source may have it offered before anybody has found it usable.
+            return if self.newcomer { SLOW_START_MIN_PERMILLE } else { 1000 };
+        };
         let passed = now.since(since).as_micros() as u64 * 1000 / window.as_micros().max(1) as u64;
         let step = (self.warmed_permille + passed) / SLOW_START_STEP_PERMILLE * SLOW_START_STEP_PERMILLE;
         step.clamp(SLOW_START_MIN_PERMILLE, 1000)
