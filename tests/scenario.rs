@@ -105,6 +105,8 @@ impl Run {
         let (pairs, names): (Vec<&str>, Vec<&str>) = words.partition(|word| word.contains('='));
         let options: BTreeMap<&str, &str> = pairs.iter().map(|pair| pair.split_once('=').unwrap()).collect();
         let all: Vec<String> = names.iter().flat_map(|name| self.expand(name)).collect();
+        // Another source than the file.
+        let from = options.get("from").map_or_else(source, |from| SourceId::parse(from).unwrap());
         match verb {
             // How it is balanced, and nothing of who serves it.
             "service" => {
@@ -130,12 +132,12 @@ impl Run {
             "file" => {
                 let endpoints = all.iter().map(|name| spec(name, &options)).collect();
                 let detail = options.get("detail").copied().unwrap_or_default().to_owned();
-                self.event(Event::EndpointsListed { source: source(), service: greeter(), endpoints, detail });
+                self.event(Event::EndpointsListed { source: from, service: greeter(), endpoints, detail });
             }
-            "file-awaited" => self.event(Event::SourceAwaited { source: source(), service: greeter() }),
-            "file-dropped" => self.event(Event::SourceDropped { source: source(), service: greeter() }),
+            "file-awaited" => self.event(Event::SourceAwaited { source: from, service: greeter() }),
+            "file-dropped" => self.event(Event::SourceDropped { source: from, service: greeter() }),
             "sources-named" => self.event(Event::SourcesNamed),
-            "file-fails" => self.event(Event::SourceFailed { source: source(), reason: "gone".into() }),
+            "file-fails" => self.event(Event::SourceFailed { source: from, reason: "gone".into() }),
             "explain" => self.explain(&all[0], &options),
             "pick" => self.pick(&options),
             "status" => self.status(),
@@ -327,6 +329,7 @@ fn config(options: &BTreeMap<&str, &str>) -> ServiceConfig {
             "prefer_zone" => config.locality.prefer_zone = *value == "yes",
             "subset" => config.subset_size = value.parse().unwrap(),
             "slow_start" => config.slow_start = duration(value),
+            "panic" => config.panic_threshold_percent = value.parse().unwrap(),
             other => panic!("service has no option {other}"),
         }
     }

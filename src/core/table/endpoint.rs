@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{health::Health, load::Load};
+use super::{
+    health::{Health, Verdict},
+    load::Load,
+};
 use crate::model::{EndpointSpec, SourceId, Timestamp};
 
 /// How long an endpoint that left by its own word is still named with weight 0, so that clients which resume against a
@@ -112,6 +115,16 @@ impl Endpoint {
     /// Which start of the backend this is, as far as anybody knows; 0 when nobody does.
     pub(super) fn incarnation(&self) -> u64 {
         if self.spec.incarnation == 0 { self.registered_incarnation } else { self.spec.incarnation }
+    }
+
+    /// Whether lists offer it on its own evidence, where no operator says otherwise.
+    pub(super) fn may_be_offered(&self) -> bool {
+        !self.is_leaving()
+            && match self.health.verdict {
+                Verdict::Up => true,
+                Verdict::New => self.trusted,
+                Verdict::Down(..) => false,
+            }
     }
 
     pub(super) fn is_leaving(&self) -> bool {

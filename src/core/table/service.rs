@@ -174,11 +174,10 @@ impl Service {
             endpoint.withdrawn_at = None;
         }
         self.withdraw(source, &named, now);
-        if self.silent.remove(source) {
-            // What it said before its silence has to be proved anew.
+        if self.silent.remove(source) | self.awaited.remove(source) {
+            // What was said before or during its silence has to be proved anew.
             self.endpoints.values_mut().filter_map(|e| e.withdrawn_at.as_mut()).for_each(|at| *at = now);
         }
-        self.awaited.remove(source);
         self.unheard.remove(source);
         self.unnamed.remove(source);
         self.answered.insert(source.clone());
@@ -354,6 +353,10 @@ impl Service {
     pub(super) fn resumed(&mut self, now: Timestamp) {
         for endpoint in self.endpoints.values_mut() {
             endpoint.health.forget_streak();
+            // Nor could a source take its word back.
+            if let Some(at) = &mut endpoint.withdrawn_at {
+                *at = now;
+            }
             if let Some(registration) = &mut endpoint.registration {
                 registration.renewed_at = now;
                 registration.late = false;
@@ -378,7 +381,7 @@ impl Service {
                 endpoint.warming_since = None;
             }
         }
-        self.remove_gone(now);
+        self.remove_gone(words, now);
         // Those that were doubted may be among them; whoever stays is then not held to their doubt.
         self.judge.doubts &= self.endpoints.values().any(|e| e.doubted);
         match self.config.policy {
@@ -404,10 +407,15 @@ impl Service {
     }
 
     /// Takes out what is gone for good: by its own word, by its source's, or because nobody has heard of it for a lease and
-    /// nobody can reach it either. The last endpoints of a service are never gone by silence.
-    fn remove_gone(&mut self, now: Timestamp) {
+    /// nobody can reach it either. The last endpoints of a service are never gone by silence, and not at once by the word of
+    /// a source: without one that is offered in their place they stay until there is proof.
+    fn remove_gone(&mut self, words: Option<&Words>, now: Timestamp) {
         let lease = self.config.lease;
-        let others_remain = self.endpoints.values().any(|e| !e.is_leaving() && e.withdrawn_at.is_none());
+        let is_taken_out = |e: &Endpoint| words.is_some_and(|words| words.take_out(&e.spec));
+        let remains = |e: &Endpoint| e.withdrawn_at.is_none() && e.may_be_offered() && !is_taken_out(e);
+        let any_withdrawn = self.endpoints.values().any(|e| e.withdrawn_at.is_some());
+        let others_remain = any_withdrawn && self.endpoints.values().any(remains);
+        let may_prove = self.silent.is_empty() && self.awaited.is_empty();
         let others_serve = self.endpoints.values().any(|e| e.health.verdict == Verdict::Up && !e.is_leaving());
         self.endpoints.retain(|_, endpoint| {
             let expired = endpoint.lease_expired(lease, now);
@@ -421,12 +429,15 @@ impl Service {
                 return now < over || !endpoint.listed_by.is_empty();
             }
             if let Some(at) = endpoint.withdrawn_at {
-                let proved = self.silent.is_empty() && now.since(at) >= EMPTY_PROOF;
+                let proved = may_prove && now.since(at) >= EMPTY_PROOF;
                 return !(others_remain || proved);
             }
             if !endpoint.listed_by.is_empty() {
-                if expired {
-                    endpoint.return_unregistered();
+                match (expired, endpoint.draining) {
+                    (false, _) => {}
+                    (true, false) => endpoint.return_unregistered(),
+                    // It is not back because nobody hears of it any more.
+                    (true, true) => endpoint.departed_at = Some(now),
                 }
                 return true;
             }

@@ -27,13 +27,14 @@ pub(super) struct Light<'a> {
 pub(super) fn view(service: &Service, light: &Light<'_>) -> ServiceSnapshot {
     let now = light.now;
     let faces: Vec<Face<'_>> = service.endpoints.values().map(|endpoint| Face::of(endpoint, light)).collect();
-    let (mode, mut note) = match mode(service, &faces, now) {
+    let mut stance = stance(service, &faces, now);
+    if stance.mode == Mode::Empty && service.is_settling(now) && service.endpoints.is_empty() {
         // Nobody has turned up yet, which proves nothing.
-        (Mode::Empty, _) if service.is_settling(now) && service.endpoints.is_empty() => (Mode::Normal, String::new()),
-        known => known,
-    };
+        stance = Stance::new(Mode::Normal, String::new());
+    }
     let mut endpoints: Vec<EndpointSnapshot> =
-        faces.into_iter().map(|face| face.snapshot(service, mode, light)).collect();
+        faces.into_iter().map(|face| face.snapshot(service, &stance, light)).collect();
+    let Stance { mode, mut note, .. } = stance;
     let pending = endpoints.iter().filter(|e| e.state == State::Pending).count();
     let nothing_offered = endpoints.iter().all(|e| !e.state.is_offered());
     let settling = service.is_settling(now) || (nothing_offered && pending > 0);
@@ -85,15 +86,9 @@ impl<'a> Face<'a> {
         Self { endpoint, words, state }
     }
 
-    fn snapshot(self, service: &Service, mode: Mode, light: &Light<'_>) -> EndpointSnapshot {
-        let endpoint = self.endpoint;
-        let restored = match mode {
-            Mode::Panic => true,
-            // Where the balancer only doubts its checks, what clients confirmed stays out.
-            Mode::LastGood => !service.judge.doubts,
-            Mode::Normal | Mode::Empty => false,
-        } && self.state == State::Excluded
-            && is_counted(endpoint, service);
+    fn snapshot(self, service: &Service, stance: &Stance, light: &Light<'_>) -> EndpointSnapshot {
+        let (endpoint, mode) = (self.endpoint, stance.mode);
+        let restored = stance.restores && self.state == State::Excluded && is_counted(endpoint, service);
         let state = if restored { State::Restored } else { self.state };
         let share = endpoint.slow_start_permille(service.config.slow_start, light.now);
         let percent = self.words.weight_percent.as_ref().map_or(100, |(percent, _)| *percent);
@@ -143,7 +138,25 @@ fn is_counted(endpoint: &Endpoint, service: &Service) -> bool {
     endpoint.trusted || !service.endpoints.values().any(|e| e.trusted && !e.is_leaving())
 }
 
-fn mode(service: &Service, faces: &[Face<'_>], now: Timestamp) -> (Mode, String) {
+/// How a service is taken as a whole.
+struct Stance {
+    mode: Mode,
+    /// Whether those that are out are offered all the same.
+    restores: bool,
+    note: String,
+}
+
+impl Stance {
+    fn new(mode: Mode, note: String) -> Self {
+        Self { mode, restores: false, note }
+    }
+
+    fn restoring(mode: Mode, note: String) -> Self {
+        Self { mode, restores: true, note }
+    }
+}
+
+fn stance(service: &Service, faces: &[Face<'_>], now: Timestamp) -> Stance {
     let counted: Vec<&Face<'_>> = faces
         .iter()
         .filter(|face| match face.state {
@@ -161,41 +174,47 @@ fn mode(service: &Service, faces: &[Face<'_>], now: Timestamp) -> (Mode, String)
     };
     if counted.iter().all(gone) {
         let count = counted.len();
-        return (Mode::LastGood, format!("all {count} endpoints seem gone, without proof: the last good list stays"));
+        let note = format!("all {count} endpoints seem gone, without proof: the last good list stays");
+        return Stance::restoring(Mode::LastGood, note);
     }
     let usable = counted.iter().filter(|face| face.state != State::Excluded).count();
     let threshold = service.config.panic_threshold_percent;
-    if usable * 100 < counted.len() * threshold as usize {
-        let all = counted.len();
+    let all = counted.len();
+    if usable * 100 < all * threshold as usize {
         let percent = usable * 100 / all;
-        return (
-            Mode::Panic,
-            format!(
-                "{usable} of {all} usable ({percent} %), below the panic threshold of {threshold} %: health is ignored"
-            ),
+        let note = format!(
+            "{usable} of {all} usable ({percent} %), below the panic threshold of {threshold} %: health is ignored"
         );
+        return Stance::restoring(Mode::Panic, note);
+    }
+    if usable == 0 {
+        // A threshold of 0 is no leave to offer nobody.
+        return Stance::restoring(Mode::Panic, format!("none of {all} usable: health is ignored"));
     }
     if service.judge.doubts {
         // Those that nobody offers yet are doubted like the others.
         let doubted = faces.iter().filter(|face| face.endpoint.doubted).count();
-        let all = counted.len() + faces.iter().filter(|face| face.state == State::Pending).count();
-        return (
-            Mode::LastGood,
-            format!(
-                "checks of {doubted} of {all} endpoints fail at once: the balancer doubts itself, the last good list stays"
-            ),
+        let all = all + faces.iter().filter(|face| face.state == State::Pending).count();
+        let note = format!(
+            "checks of {doubted} of {all} endpoints fail at once: the balancer doubts itself, the last good list stays"
         );
+        // What clients confirmed stays out.
+        return Stance::new(Mode::LastGood, note);
     }
-    (Mode::Normal, String::new())
+    if counted.iter().all(|face| face.state == State::Excluded || face.endpoint.withdrawn_at.is_some()) {
+        let note = format!("the only {usable} that serve seem gone, without proof: they stay");
+        return Stance::new(Mode::LastGood, note);
+    }
+    Stance::new(Mode::Normal, String::new())
 }
 
-fn nothing_left(service: &Service, faces: &[Face<'_>]) -> (Mode, String) {
+fn nothing_left(service: &Service, faces: &[Face<'_>]) -> Stance {
     let out = faces.iter().filter(|face| face.state.is_named_out()).count();
     let pending = faces.len() - out;
     match (out, pending) {
-        (_, 1..) => (Mode::Normal, format!("{pending} new, not checked yet")),
-        (0, 0) if service.endpoints.is_empty() => (Mode::Empty, "no endpoint is known".into()),
-        _ => (Mode::Empty, format!("all {out} endpoints are drained, disabled or gone by their own word")),
+        (_, 1..) => Stance::new(Mode::Normal, format!("{pending} new, not checked yet")),
+        (0, 0) if service.endpoints.is_empty() => Stance::new(Mode::Empty, "no endpoint is known".into()),
+        _ => Stance::new(Mode::Empty, format!("all {out} endpoints are drained, disabled or gone by their own word")),
     }
 }
 

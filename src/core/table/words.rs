@@ -131,6 +131,12 @@ impl Words {
         effective
     }
 
+    /// Whether an endpoint is drained or disabled.
+    pub(super) fn take_out(&self, spec: &EndpointSpec) -> bool {
+        let effective = self.effective(spec);
+        effective.drained.is_some() || effective.disabled.is_some()
+    }
+
     /// All of them, those that take others back too, with what is left of their time.
     pub(super) fn all(&self, now: Timestamp) -> impl Iterator<Item = Override> + '_ {
         self.0
