@@ -35,7 +35,7 @@ use crate::{
         gauges::{self, Numbers},
         page::{self, Page},
     },
-    tls::Certificates,
+    tls::{self, Certificates},
 };
 
 /// What `grpc.health.v1` answers for, besides the server as a whole.
@@ -70,6 +70,12 @@ pub enum Error {
         /// What is wrong with them.
         reason: lookaside_tls::Error,
     },
+    /// There is no room for the services of the configuration beside what is known from the last start.
+    #[error("the services of the configuration are not taken: {reason}")]
+    Services {
+        /// What is too much.
+        reason: String,
+    },
     /// A part of the balancer failed; the log has its words.
     #[error("the balancer failed: {0}")]
     Failed(#[from] tokio::task::JoinError),
@@ -97,7 +103,7 @@ impl Running {
 /// and backends are told to move on, then connections are closed.
 ///
 /// # Errors
-/// [`Error::Listen`] when an address is taken; nothing is left running then.
+/// [`Error`] says what is in the way; nothing is left running then.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running, Error> {
     let Secrets { certificates, token } = secrets(&config)?;
     let (client, client_address) = listen("client", config.listen.client).await?;
@@ -120,7 +126,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     let (in_force, live) = Live::start(config.clone(), driver::unix_ms());
     let file = File::new(source, in_force);
     // Before anybody can ask, so that what is configured is never unknown.
-    file.begin(&driver).await;
+    if let Err(reason) = file.begin(&driver).await {
+        tokens.stop.cancel();
+        let driven = driving.await;
+        tokens.disk.cancel();
+        rooms.close();
+        rooms.wait().await;
+        driven?;
+        return Err(Error::Services { reason: reason.to_string() });
+    }
     let mut names = Names::new(driver.clone(), tokens.stop.clone(), rooms.clone());
     names.apply(&config.services).await;
     // Every source there is has said by now what it will speak of.
@@ -260,12 +274,7 @@ fn secrets(config: &Config) -> Result<Secrets, Error> {
     let certificates =
         Certificates::load(security).map_err(|(listener, reason)| failed(format!("tls.{listener}"))(reason))?;
     let token = security.token.as_ref().map(Token::load).transpose().map_err(failed("admin.token_file".to_owned()))?;
-    let services = config.services.iter().map(|service| (service.name.to_string(), &service.config.tls));
-    for (name, tls) in services.chain([("defaults".to_owned(), &config.defaults.tls)]) {
-        if let Some(tls) = tls {
-            probe::open(tls).map_err(failed(format!("tls of {name}")))?;
-        }
-    }
+    tls::try_endpoints(config).map_err(|(what, reason)| Error::Secrets { what, reason })?;
     Ok(Secrets { certificates, token })
 }
 

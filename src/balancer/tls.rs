@@ -1,17 +1,20 @@
 //! The certificates that the listeners show: opened at the start, looked at for as long as the balancer runs, and told to
-//! whoever wants to know how long they last. What the handshake is, `lookaside-tls` knows.
+//! whoever wants to know how long they last. And what connects to endpoints that speak TLS. What the handshake is,
+//! `lookaside-tls` knows.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use lookaside_tls::{Acceptor, LOOK_PERIOD, Look, Validity};
+use lookaside_core::config::EndpointTls;
+use lookaside_tls::{Acceptor, LOOK_PERIOD, Look, Tls, Validity};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{ListenerTls, Security},
+    config::{Config, ListenerTls, Security},
     telemetry::{self, gauges::Numbers},
 };
 
@@ -157,6 +160,30 @@ fn open(listener: &str, tls: &ListenerTls) -> Result<Acceptor, lookaside_tls::Er
         builder = builder.client_ca_file(ca);
     }
     builder.build(format!("certificate of the {listener} listener"))
+}
+
+/// What connects to endpoints that speak TLS.
+///
+/// # Errors
+/// When its files are of no use.
+pub(crate) fn of_endpoints(tls: &EndpointTls) -> Result<Tls, lookaside_tls::Error> {
+    let builder = Tls::builder().ca_file(&tls.ca);
+    if tls.cert.is_empty() { builder.build() } else { builder.identity_files(&tls.cert, &tls.key).build() }
+}
+
+/// Opens the files for the endpoints of every service, which is work for a thread that may wait.
+///
+/// # Errors
+/// Which service's files are of no use, and why: none of its checks would come to an end.
+pub(crate) fn try_endpoints(config: &Config) -> Result<(), (String, lookaside_tls::Error)> {
+    let services = config.services.iter().map(|service| (service.name.as_str(), &service.config.tls));
+    let mut tried = BTreeSet::new();
+    for (name, tls) in services.chain([("defaults", &config.defaults.tls)]) {
+        if let Some(tls) = tls.as_ref().filter(|tls| tried.insert(*tls)) {
+            of_endpoints(tls).map_err(|error| (format!("tls of {name}"), error))?;
+        }
+    }
+    Ok(())
 }
 
 fn is_ending(validity: &Validity, now: SystemTime) -> bool {

@@ -78,7 +78,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             Error::Listen { listener, .. } => {
                 failure.next(format!("lookaside serve --listen-{listener} 127.0.0.1:0, or another port"))
             }
-            Error::Exposed { .. } | Error::Secrets { .. } => Failure::new(Exit::Config, chain(&error)),
+            Error::Exposed { .. } | Error::Secrets { .. } | Error::Services { .. } => {
+                Failure::new(Exit::Config, chain(&error))
+            }
             Error::Failed(_) => failure,
         }
     })?;

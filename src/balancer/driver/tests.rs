@@ -255,7 +255,7 @@ async fn the_file_tells_its_services_and_their_endpoints() {
     let config = crate::config::Config::parse("f", text).unwrap();
     let (handle, _stop) = begin(Vec::new(), None);
     let (in_force, _live) = Live::start(config, 0);
-    File::new(SourceId::parse("file").unwrap(), in_force).begin(&handle).await;
+    File::new(SourceId::parse("file").unwrap(), in_force).begin(&handle).await.unwrap();
     let snapshot = until(&handle, |s| s.services.len() == 2).await;
     assert!(endpoint(&snapshot, 1).is_some());
     assert!(!snapshot.services[&service()].settling, "a full answer ends settling");

@@ -131,6 +131,15 @@ async fn an_address_in_use_is_named() {
     drop(holder);
 }
 
+#[tokio::test]
+async fn services_that_there_is_no_room_for_are_no_start() {
+    let mut config = config();
+    let at = |port: usize| EndpointSpec::at(address(&format!("10.0.0.1:{}", port + 1)));
+    config.services[0].endpoints = Some((0..=lookaside_core::limits::ENDPOINTS_PER_SERVICE_MAX).map(at).collect());
+    let error = timeout(PATIENCE, run(config, CancellationToken::new())).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("are not taken"), "{error}");
+}
+
 async fn report(at: SocketAddr) -> (mpsc::UnboundedSender<LoadReport>, tonic::Streaming<ReportResponse>) {
     let (tell, reports) = mpsc::unbounded_channel();
     let mut client = ReporterClient::new(connect(at).await);

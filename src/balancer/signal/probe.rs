@@ -19,21 +19,13 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     driver::Handle,
     limits::{OPENED_MAX, PROBE_LOOK_PERIOD},
+    tls,
 };
 
 mod link;
 mod prober;
 
 use prober::Prober;
-
-/// What connects to endpoints that speak TLS.
-///
-/// # Errors
-/// When its files are of no use.
-pub(crate) fn open(tls: &EndpointTls) -> Result<Tls, lookaside_tls::Error> {
-    let builder = Tls::builder().ca_file(&tls.ca);
-    if tls.cert.is_empty() { builder.build() } else { builder.identity_files(&tls.cert, &tls.key).build() }
-}
 
 /// Files are read once for all endpoints that are connected to alike.
 #[derive(Default)]
@@ -51,7 +43,7 @@ impl Opened {
         if let Some(Some(tls)) = before {
             return Some(tls);
         }
-        let now = open(tls);
+        let now = tls::of_endpoints(tls);
         if let Err(error) = &now
             && before.is_none()
         {

@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{self, Config, InForce, Origin, Refused},
+    config::{Config, InForce, Origin, Refused},
     driver::{self, Handle, unix_ms},
     limits::REFUSED_REASONS_MAX,
     source::Source,
-    telemetry,
+    telemetry, tls,
 };
 
 mod changes;
@@ -37,17 +37,17 @@ impl File {
     }
 
     /// Tells what the balancer starts with, before anybody can ask.
-    pub(crate) async fn begin(&self, driver: &Handle) {
+    ///
+    /// # Errors
+    /// When they are not taken: of a service that its file does not name a balancer would say that it is gone.
+    pub(crate) async fn begin(&self, driver: &Handle) -> Result<(), driver::Error> {
         metrics::gauge!(telemetry::CONFIG_RELOAD_FAILED).set(0.0);
         let (config, since) = {
             let in_force = self.in_force.borrow();
             (Arc::clone(&in_force.config), in_force.since_unix_ms)
         };
         note_applied(since);
-        // A refusal is the reader's to know: the balancer serves without what was refused.
-        if let Err(error) = self.tell(driver, &config).await {
-            tracing::error!(%error, "the services of the configuration are not taken");
-        }
+        self.tell(driver, &config).await
     }
 
     async fn tell(&self, driver: &Handle, config: &Config) -> Result<(), driver::Error> {
@@ -61,13 +61,13 @@ impl File {
     }
 
     /// Takes what was read if it is good.
-    async fn reload(&self, driver: &Handle, origin: &Origin, read: Result<Config, config::Error>) {
+    async fn reload(&self, driver: &Handle, origin: &Origin, read: Result<Config, Vec<String>>) {
         let taken = match read {
             Ok(config) => match self.tell(driver, &config).await {
                 Ok(()) => Ok(config),
                 Err(error) => Err(vec![format!("{}: {error}", origin.path.display())]),
             },
-            Err(error) => Err(error.lines()),
+            Err(reasons) => Err(reasons),
         };
         match taken {
             Ok(config) => {
@@ -113,7 +113,7 @@ impl Source for File {
             };
             let again = origin.clone();
             // A file system may be slow, and a large file takes a while to be understood.
-            let looked = tokio::task::spawn_blocking(move || again.read_again(same)).await;
+            let looked = tokio::task::spawn_blocking(move || look(&again, same)).await;
             if let Ok(Some((digest, read))) = looked {
                 seen = digest;
                 self.reload(&driver, &origin, read).await;
@@ -122,6 +122,41 @@ impl Source for File {
     }
 }
 
+/// Reads the file again, and opens the files that it names, as a start does. `None` when its digest is still this one.
+fn look(origin: &Origin, same: Option<u64>) -> Option<(u64, Result<Config, Vec<String>>)> {
+    let (digest, read) = origin.read_again(same)?;
+    let usable = read.map_err(|error| error.lines()).and_then(|config| match tls::try_endpoints(&config) {
+        Ok(()) => Ok(config),
+        Err((what, error)) => Err(vec![format!("{}: {what}: {error}", origin.path.display())]),
+    });
+    Some((digest, usable))
+}
+
 fn note_applied(unix_ms: u64) {
     metrics::gauge!(telemetry::CONFIG_APPLIED_TIMESTAMP_SECONDS).set(unix_ms as f64 / 1000.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_whose_services_name_tls_files_of_no_use_is_refused() {
+        let path = std::env::temp_dir().join(format!("lookaside-file-{}.yaml", std::process::id()));
+        let read = |text: &str, origin: Option<&Origin>| {
+            std::fs::write(&path, text).unwrap();
+            match origin {
+                None => Config::load(&path).unwrap().origin,
+                Some(origin) => {
+                    let (_, read) = look(origin, Some(origin.digest)).unwrap();
+                    assert!(read.is_err_and(|reasons| reasons[0].contains("/nowhere/ca.pem")), "{text}");
+                    None
+                }
+            }
+        };
+        let origin = read("services: [{ name: s }]", None);
+        read("services: [{ name: s, tls: { ca: /nowhere/ca.pem } }]", origin.as_ref());
+        read("defaults: { tls: { ca: /nowhere/ca.pem } }", origin.as_ref());
+        std::fs::remove_file(&path).unwrap();
+    }
 }
