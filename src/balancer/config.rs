@@ -27,6 +27,7 @@ mod tree;
 mod value;
 
 pub use dns::{Dns, Records};
+use file::Reading;
 pub(crate) use live::{InForce, Live, Refused};
 pub use problem::{Code, Error, Location, Problem};
 pub use security::{AllowPlaintext, ListenerTls, Security, Token, exposed_reason};
@@ -88,7 +89,7 @@ impl Origin {
         let text = text.and_then(|text| {
             if text.trim().is_empty() { Err("the file is empty; half written?".to_owned()) } else { Ok(text) }
         });
-        Some((digest, Config::understand(&self.path, text, Some(self))))
+        Some((digest, Config::understand(&self.path, text, Reading::Again(self))))
     }
 }
 
@@ -210,16 +211,25 @@ impl Config {
     /// # Errors
     /// [`Error`] names the file, the line, the column and the reason; nothing of a file with a mistake is used.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        Self::understand(path, read(path), None)
+        Self::understand(path, read(path), Reading::Whole)
     }
 
-    fn understand(path: &Path, text: Result<String, String>, running: Option<&Origin>) -> Result<Self, Error> {
+    /// Reads a file that a balancer is started with, and flags besides: whether a listener is exposed by both together is
+    /// judged when it is started.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_for_start(path: &Path) -> Result<Self, Error> {
+        Self::understand(path, read(path), Reading::Start)
+    }
+
+    fn understand(path: &Path, text: Result<String, String>, reading: Reading<'_>) -> Result<Self, Error> {
         let name = path.display().to_string();
         let digest = digest(&text);
         let text = text.map_err(|reason| {
             Error::new(&name, "", vec![Problem::new(Location::default(), Code::Unreadable, reason)])
         })?;
-        let config = file::parse(&name, &text, running)?;
+        let config = file::parse(&name, &text, reading)?;
         Ok(Self { origin: Some(Origin::new(path, digest, &config)), ..config })
     }
 
@@ -228,7 +238,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(path: &str, text: &str) -> Result<Self, Error> {
-        file::parse(path, text, None)
+        file::parse(path, text, Reading::Whole)
     }
 }
 

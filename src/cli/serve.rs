@@ -124,7 +124,7 @@ fn raise_file_limit() {
 fn configuration(args: Args) -> Result<Config, Failure> {
     let mut config = match &args.config {
         None => Config::default(),
-        Some(path) => Config::load(path).map_err(|error| {
+        Some(path) => Config::load_for_start(path).map_err(|error| {
             // One line per mistake, so that all are mended in one go.
             for line in error.to_string().lines() {
                 eprintln!("{}", output::clean(line));
@@ -170,6 +170,24 @@ mod tests {
         assert_eq!(config.listen.admin, Config::default().listen.admin);
         assert_eq!(config.data_dir, Some("d".into()));
         assert!(config.security.allow_plaintext.client && !config.security.allow_plaintext.admin);
+    }
+
+    #[test]
+    fn flags_say_what_may_be_in_plaintext_where_the_file_listens() {
+        let path = std::env::temp_dir().join(format!("lookaside-serve-{}.yaml", std::process::id()));
+        std::fs::write(&path, "listen: { client: 0.0.0.0:0 }\n").unwrap();
+        let args = Args {
+            config: Some(path.clone()),
+            listen_client: None,
+            listen_admin: None,
+            listen_metrics: None,
+            data_dir: None,
+            allow_plaintext: vec![Listener::Client],
+        };
+        let config = configuration(args).unwrap();
+        assert_eq!(config.security.exposed(&config.listen).next(), None);
+        assert!(Config::load(&path).is_err(), "without the flag it is a mistake");
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

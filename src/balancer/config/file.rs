@@ -6,7 +6,7 @@ use lookaside_core::{config::ServiceConfig, limits::SERVICES_MAX, model::Instanc
 use serde::Deserialize;
 
 use super::{
-    Config, Error, Listen, Network, Node, Origin, Registration, Security, exposed_reason,
+    Config, Error, Listen, Network, Node, Origin, Registration, exposed_reason,
     problem::{Code, Location, Problem},
     tree::{self, Spanned},
     value::{Maybe, Socket, Span, or_default},
@@ -74,11 +74,22 @@ struct RegistrationForm {
     allow: Vec<Spanned<String>>,
 }
 
-/// Reads a text; `path` is what errors call it, `running` what a balancer has that was started with an earlier text.
-pub(super) fn parse(path: &str, text: &str, running: Option<&Origin>) -> Result<Config, Error> {
+/// What a text is read for.
+#[derive(Clone, Copy)]
+pub(super) enum Reading<'a> {
+    /// Nothing but itself.
+    Whole,
+    /// A start. Flags say where it listens and what may be in plaintext, so who is exposed is judged after them.
+    Start,
+    /// A balancer that runs, and was started with this.
+    Again(&'a Origin),
+}
+
+/// Reads a text; `path` is what errors call it.
+pub(super) fn parse(path: &str, text: &str, reading: Reading<'_>) -> Result<Config, Error> {
     let (form, mistakes) = tree::read::<Form>(text);
     let mut problems = Problems::default();
-    let config = form.unwrap_or_default().into_config(running, &mut problems);
+    let config = form.unwrap_or_default().into_config(reading, &mut problems);
     if !mistakes.is_empty() {
         // What was left out as wrong may be what these miss.
         problems.0.retain(|problem| !problem.code.needs_the_whole());
@@ -125,7 +136,7 @@ impl Problems {
 }
 
 impl Form {
-    fn into_config(mut self, running: Option<&Origin>, problems: &mut Problems) -> Config {
+    fn into_config(mut self, reading: Reading<'_>, problems: &mut Problems) -> Config {
         let name = self.defaults.name.as_ref().map(|name| name.referenced);
         let endpoints = self.defaults.endpoints.as_ref().map(|endpoints| endpoints.referenced);
         let dns = self.defaults.dns.as_ref().map(|dns| dns.referenced);
@@ -142,9 +153,10 @@ impl Form {
         let services = services.collect();
         let (tls, admin) = (std::mem::take(&mut self.tls), std::mem::take(&mut self.admin));
         let security = security::security(tls, admin, &self.listen.allow_plaintext, problems);
-        let config = Config {
+        let listen = self.listen.listen(problems);
+        let mut config = Config {
             services,
-            listen: self.listen.listen(&security, problems),
+            listen,
             security,
             node: self.node.node(problems),
             data_dir: self.data_dir.as_ref().map(|dir| dir.value.clone()),
@@ -153,15 +165,24 @@ impl Form {
             defaults,
             origin: None,
         };
-        if let Some(running) = running {
-            restart::check(&self, &config, running, problems);
+        match reading {
+            Reading::Whole => self.listen.judge(&config, problems),
+            Reading::Start => {}
+            // Neither its listeners nor what secures them may be others than at the start.
+            Reading::Again(running) => {
+                if self.node.id.is_none() {
+                    // It signs words, whatever the host is called by now.
+                    config.node.clone_from(&running.node);
+                }
+                restart::check(&self, &config, running, problems);
+            }
         }
         config
     }
 }
 
 impl ListenForm {
-    fn listen(&self, security: &Security, problems: &mut Problems) -> Listen {
+    fn listen(&self, problems: &mut Problems) -> Listen {
         let mut listen = Listen::default();
         let mut taken = Vec::new();
         for (to, from) in
@@ -175,12 +196,16 @@ impl ListenForm {
             }
             taken.push(*to);
         }
-        for (listener, address) in security.exposed(&listen) {
+        listen
+    }
+
+    /// Finds listeners that are exposed.
+    fn judge(&self, config: &Config, problems: &mut Problems) {
+        for (listener, address) in config.security.exposed(&config.listen) {
             let at = if listener == "admin" { &self.admin } else { &self.client };
             let at = at.as_ref().map(|at| at.referenced).unwrap_or_default();
             problems.add(at, Code::Exposed, exposed_reason(listener, address));
         }
-        listen
     }
 }
 

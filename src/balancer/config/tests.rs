@@ -28,7 +28,8 @@ fn every_code_has_a_file_that_shows_it() {
         assert!(path.exists(), "{name} ({code:?}) has no file {}", path.display());
         // What a running balancer cannot change is wrong only for one that runs: here, one with the defaults.
         let running = (code == Code::NeedsRestart).then(|| Origin::new(&path, 0, &Config::default()));
-        let mut error = Config::understand(&path, read(&path), running.as_ref()).expect_err(name);
+        let mut error = Config::understand(&path, read(&path), running.as_ref().map_or(Reading::Whole, Reading::Again))
+            .expect_err(name);
         assert!(error.problems.iter().all(|problem| problem.code == code), "{error}");
         error.path = format!("{name}.yaml");
         let told = folder.join(format!("{name}.txt"));
@@ -295,6 +296,21 @@ fn a_rule_for_methods_that_makes_no_sense_is_refused_with_its_reason() {
         let found = problems(&format!("defaults: {{ methods: [{rule}] }}"));
         assert!(found.len() == 1 && found[0].contains(word), "{rule}: {found:?}");
     }
+}
+
+#[test]
+fn a_balancer_that_runs_keeps_its_name_and_its_exposure_whatever_the_host_is_called_by_now() {
+    let path = Path::new("f");
+    let start = Config { node: Node { id: "lb-0".into() }, ..Config::default() };
+    let origin = Origin::new(path, 0, &start);
+    let again = |text: &str| file::parse("f", text, Reading::Again(&origin));
+    assert_eq!(again("node: {}").unwrap().node.id, "lb-0");
+    assert!(again("node: { id: lb-1 }").unwrap_err().to_string().contains("needs a restart"));
+    // A flag may have allowed it, of which the file knows nothing.
+    let exposed = "listen: { client: 0.0.0.0:0 }";
+    let origin = Origin::new(path, 0, &file::parse("f", exposed, Reading::Start).unwrap());
+    assert!(file::parse("f", exposed, Reading::Again(&origin)).is_ok());
+    assert!(file::parse("f", exposed, Reading::Whole).is_err());
 }
 
 #[test]
