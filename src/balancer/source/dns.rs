@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::join_all, stream};
 use hickory_resolver::proto::rr::{Name, Record};
 use lookaside_core::{
     event::Event,
@@ -92,16 +92,23 @@ impl Names {
                 self.driver.tell(Event::SourceDropped { source, service }).await;
             }
         }
-        for (service, dns) in wanted {
-            if self.followed.contains_key(service) {
-                continue;
+        let mut new = Vec::new();
+        for (service, dns) in wanted.into_iter().filter(|(service, _)| !self.followed.contains_key(service)) {
+            match Dns::source(service) {
+                Ok(source) => new.push((service, dns, source)),
+                Err(_) => {
+                    tracing::error!(%service, "its name is too long for a source: its DNS name is not asked");
+                }
             }
-            let Ok(source) = Dns::source(service) else {
-                tracing::error!(%service, "its name is too long for a source: its DNS name is not asked");
-                continue;
-            };
-            let awaited = Event::SourceAwaited { source: source.clone(), service: service.clone() };
-            if let Err(error) = self.driver.ask(awaited).await {
+        }
+        // All at once: the table answers once a turn.
+        let awaited = new.iter().map(|(service, _, source)| {
+            let (source, service) = (source.clone(), (*service).clone());
+            self.driver.ask(Event::SourceAwaited { source, service })
+        });
+        let answers = join_all(awaited).await;
+        for ((service, dns, source), answer) in new.into_iter().zip(answers) {
+            if let Err(error) = answer {
                 tracing::error!(%service, %error, "its DNS name is not asked");
                 continue;
             }

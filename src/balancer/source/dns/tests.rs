@@ -345,3 +345,19 @@ async fn another_configuration_follows_other_names() {
     until(&world.driver, |snapshot| snapshot.sources.is_empty()).await;
     assert!(world.names.followed.is_empty());
 }
+
+#[tokio::test]
+async fn many_names_are_awaited_in_a_few_turns() {
+    let server = NameServer::start().await;
+    let stop = CancellationToken::new();
+    let driver = driver(&stop);
+    let mut names = Names::new(driver.clone(), stop.clone(), TaskTracker::new());
+    let many: Vec<Service> =
+        (0..500).map(|n| Service { name: service(&format!("s{n}")), ..configured(Some(dns(&server, v4()))) }).collect();
+    names.apply(&many).await;
+    let snapshots = driver.snapshots();
+    until(&driver, |snapshot| snapshot.services.len() == many.len()).await;
+    let turns = snapshots.borrow().version.sequence;
+    assert!(turns < 100, "{turns} snapshots for {} names", many.len());
+    drop(stop.drop_guard());
+}
