@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::{Dns, Live, Records, Service},
     driver::Handle,
-    limits::{DNS_LOOKUPS_MAX, DNS_LOOKUPS_PER_SOURCE_MAX, DNS_ROUND_MAX, DNS_TARGETS_MAX},
+    limits::{DNS_EMPTY_TRIES, DNS_LOOKUPS_MAX, DNS_LOOKUPS_PER_SOURCE_MAX, DNS_ROUND_MAX, DNS_TARGETS_MAX},
     source::Source,
     telemetry::DNS_ROUND_DURATION_SECONDS,
 };
@@ -146,6 +146,7 @@ struct Follower {
     lookups: Arc<Semaphore>,
     resolv_conf: ResolvConf,
     asker: Option<Asker>,
+    search: Search,
     memory: Memory,
 }
 
@@ -174,8 +175,8 @@ impl Source for Follower {
 
 impl Follower {
     fn new(source: SourceId, service: ServiceName, dns: Dns, lookups: Arc<Semaphore>) -> Self {
-        let (resolv_conf, asker, memory) = (ResolvConf::default(), None, Memory::default());
-        Self { source, service, dns, lookups, resolv_conf, asker, memory }
+        let (resolv_conf, search, memory) = (ResolvConf::default(), Search::default(), Memory::default());
+        Self { source, service, dns, lookups, resolv_conf, asker: None, search, memory }
     }
 
     /// The same one without a memory.
@@ -197,14 +198,14 @@ impl Follower {
         let (Some(asker), Some(own)) = (&self.asker, Target::new(&name)) else {
             return failed(format!("`{}` is not a DNS name", self.dns.name));
         };
-        let until = began + DNS_ROUND_MAX;
+        let (until, search) = (began + DNS_ROUND_MAX, &mut self.search);
         let round = match self.dns.records {
             Records::Addresses { v4, v6, .. } => {
-                let asked = addresses_of(asker, &candidates, v4, v6, until).await;
+                let asked = addresses_of(asker, &candidates, search, [v4, v6], until).await;
                 Round { srv: None, addresses: BTreeMap::from([(own.clone(), asked)]) }
             }
             Records::Srv => {
-                let (srv, additionals) = srv_of(asker, &candidates, until).await;
+                let (srv, additionals) = srv_of(asker, &candidates, search, until).await;
                 let addresses = resolve(asker, &srv, &additionals, until).await;
                 Round { srv: Some(srv), addresses }
             }
@@ -244,9 +245,64 @@ fn listed(snapshot: &Snapshot, source: &SourceId, service: &ServiceName) -> Vec<
     endpoints.filter(|endpoint| endpoint.sources.contains(source)).map(|endpoint| endpoint.spec.clone()).collect()
 }
 
-/// The addresses of the first name that has some. Where one cannot be asked for, the ones behind it do not matter: they
-/// are other names.
-async fn addresses_of(asker: &Asker, names: &[Name], v4: bool, v6: bool, until: Instant) -> Asked {
+/// Which of the names on a search list is the one that is followed.
+#[derive(Default)]
+struct Search {
+    /// The one that had records last.
+    answered: Option<Name>,
+    /// Rounds in a row in which it had none.
+    absences: u32,
+}
+
+/// What was said of one name.
+enum Said {
+    Found,
+    Nothing,
+    Failure,
+}
+
+impl Search {
+    /// Whether the names behind this one do not matter. They are other names: where one cannot be asked for, and where the
+    /// one that had records says for the first time that it has none, nothing follows for them.
+    fn ends_at(&mut self, name: &Name, said: Said) -> bool {
+        match said {
+            Said::Found => {
+                (self.answered, self.absences) = (Some(name.clone()), 0);
+                true
+            }
+            Said::Failure => {
+                self.absences = 0;
+                true
+            }
+            Said::Nothing if self.answered.as_ref() == Some(name) => {
+                self.absences = self.absences.saturating_add(1);
+                self.absences < DNS_EMPTY_TRIES
+            }
+            Said::Nothing => false,
+        }
+    }
+}
+
+impl Said {
+    fn of<T>(answers: &[&Answer<T>]) -> Self {
+        if answers.iter().any(|answer| matches!(answer, Answer::Found { .. })) {
+            Self::Found
+        } else if answers.iter().any(|answer| matches!(answer, Answer::Failed(_))) {
+            Self::Failure
+        } else {
+            Self::Nothing
+        }
+    }
+}
+
+/// The addresses of the first name that has some.
+async fn addresses_of(
+    asker: &Asker,
+    names: &[Name],
+    search: &mut Search,
+    [v4, v6]: [bool; 2],
+    until: Instant,
+) -> Asked {
     let mut asked = Asked::default();
     for name in names {
         let family = async |wanted: bool, v4: bool| match wanted {
@@ -255,8 +311,8 @@ async fn addresses_of(asker: &Asker, names: &[Name], v4: bool, v6: bool, until: 
         };
         let (v4, v6) = tokio::join!(family(v4, true), family(v6, false));
         asked = Asked { v4, v6 };
-        let is_empty = |answer: &Option<Answer<_>>| matches!(answer, None | Some(Answer::Empty { .. }));
-        if !is_empty(&asked.v4) || !is_empty(&asked.v6) {
+        let answers: Vec<&Answer<_>> = asked.v4.iter().chain(&asked.v6).collect();
+        if search.ends_at(name, Said::of(&answers)) {
             break;
         }
     }
@@ -264,11 +320,11 @@ async fn addresses_of(asker: &Asker, names: &[Name], v4: bool, v6: bool, until: 
 }
 
 /// Likewise its SRV records, and what came with them.
-async fn srv_of(asker: &Asker, names: &[Name], until: Instant) -> (Answer<Srv>, Vec<Record>) {
+async fn srv_of(asker: &Asker, names: &[Name], search: &mut Search, until: Instant) -> (Answer<Srv>, Vec<Record>) {
     let mut found = (Answer::Failed(Error::Late), Vec::new());
     for name in names {
         found = in_time(until, asker.srv(name)).await.unwrap_or((Answer::Failed(Error::Late), Vec::new()));
-        if !matches!(found.0, Answer::Empty { .. }) {
+        if search.ends_at(name, Said::of(&[&found.0])) {
             break;
         }
     }

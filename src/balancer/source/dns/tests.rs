@@ -347,6 +347,32 @@ async fn another_configuration_follows_other_names() {
 }
 
 #[tokio::test]
+async fn on_a_search_list_the_name_that_had_records_is_not_left_at_its_first_absence() {
+    let server = NameServer::start().await;
+    let names = ["web.a.test.", "web.test."].map(|name| Name::from_ascii(name).unwrap());
+    server.say("web.a.test.", RecordType::A, addresses("web.a.test.", 0, &ips(&["10.0.0.1"])));
+    server.say("web.test.", RecordType::A, addresses("web.test.", 0, &ips(&["10.0.0.2"])));
+    let asker = Asker::new(&[server.address], Arc::new(Semaphore::new(1)));
+    let mut search = Search::default();
+    let mut ask = async || {
+        let until = Instant::now() + DNS_ROUND_MAX;
+        match addresses_of(&asker, &names, &mut search, [true, false], until).await.v4 {
+            Some(Answer::Found { records, .. }) => records,
+            _ => Vec::new(),
+        }
+    };
+    assert_eq!(ask().await, ips(&["10.0.0.1"]));
+    server.say("web.a.test.", RecordType::A, Says::Code(ResponseCode::NXDomain));
+    for _ in 1..DNS_EMPTY_TRIES {
+        assert_eq!(ask().await, ips(&[]));
+    }
+    assert_eq!(ask().await, ips(&["10.0.0.2"]), "believed");
+    // Names before it on the list come first as soon as they have records.
+    server.say("web.a.test.", RecordType::A, addresses("web.a.test.", 0, &ips(&["10.0.0.3"])));
+    assert_eq!(ask().await, ips(&["10.0.0.3"]));
+}
+
+#[tokio::test]
 async fn many_names_are_awaited_in_a_few_turns() {
     let server = NameServer::start().await;
     let stop = CancellationToken::new();
