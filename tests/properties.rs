@@ -5,14 +5,17 @@
 #[path = "properties/world.rs"]
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use lookaside_core::{
     config::{PolicyKind, ServiceConfig},
     explain::{Verdict, explain},
     model::{Address, Cohort, Locality, Timestamp},
     policy::{ListMode, assign},
-    snapshot::{Mode, ServiceSnapshot, Snapshot, State, Status},
+    snapshot::{Code, Mode, ServiceSnapshot, Snapshot, State, Status},
 };
 use proptest::prelude::*;
 use world::{ENDPOINTS, Fact, World, address, fact, service};
@@ -78,20 +81,25 @@ fn check_explanations(snapshot: &Snapshot, now: Timestamp) {
 }
 
 /// What was offered is offered still, or a presence rule says why not.
-fn check_presence(before: &ServiceSnapshot, after: &ServiceSnapshot) {
+fn check_presence(before: &ServiceSnapshot, after: &ServiceSnapshot, fact: &Fact, now: Timestamp) {
+    let source_spoke = matches!(fact, Fact::List(_) | Fact::SourceTells(_));
+    let backend_spoke = matches!(fact, Fact::Announce(_));
     for old in before.offered() {
-        let by_source = old.lease.is_none() || old.sources.iter().any(|s| s.as_str() == "file");
         match after.endpoint(&old.spec.address) {
             Some(new) if new.state.is_offered() => {}
             // Only a new start of a backend goes back to the beginning, and then silence is not absence.
             Some(new) if new.state == State::Pending => assert_ne!(new.spec.incarnation, old.spec.incarnation),
             Some(new) => assert!(!new.reasons.is_empty(), "{new:?}"),
             None => {
-                let said = old
-                    .reasons
-                    .iter()
-                    .any(|r| r.code.name() == "DISCOVERY_REMOVED" || r.code.name() == "LEASE_EXPIRED");
-                assert!(said || by_source, "{old:?}");
+                let removed = old.reasons.iter().find(|reason| reason.code == Code::DiscoveryRemoved);
+                let lease = old.lease.as_ref().map(|lease| now.since(lease.renewed_at));
+                let expired = lease.is_some_and(|silence| silence >= after.config.lease);
+                assert!(removed.is_some() || expired || (source_spoke && lease.is_none()), "{old:?}");
+                let proved = removed.is_some_and(|reason| now.since(reason.since) >= Duration::from_secs(30));
+                assert!(
+                    proved || backend_spoke || after.offered().next().is_some(),
+                    "the last one is gone at once: {old:?} {after:?}"
+                );
             }
         }
     }
@@ -156,16 +164,24 @@ proptest! {
         let mut world = World::new(policy);
         for fact in &facts {
             let before = world.service().clone();
-            world.happens(fact);
-            world.turn();
-            let after = world.service();
-            check_lists(after);
-            check_explanations(&world.snapshot, world.now);
             match fact {
-                Fact::Pass { .. } => {}
-                Fact::Restart => check_restart(&before, after),
-                _ => check_presence(&before, after),
+                Fact::Pass { ms } => world.pass(*ms, |before, world| {
+                    check_lists(world.service());
+                    check_presence(before, world.service(), fact, world.now);
+                }),
+                Fact::Restart => {
+                    world.happens(fact);
+                    world.turn();
+                    check_restart(&before, world.service());
+                }
+                _ => {
+                    world.happens(fact);
+                    world.turn();
+                    check_presence(&before, world.service(), fact, world.now);
+                }
             }
+            check_lists(world.service());
+            check_explanations(&world.snapshot, world.now);
         }
     }
 

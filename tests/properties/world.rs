@@ -217,15 +217,19 @@ impl World {
                 },
             },
             Fact::Restart => return self.restart(true),
-            Fact::Pass { ms } => {
-                let end = self.now.after(Duration::from_millis(u64::from(*ms)));
-                while self.now < end {
-                    self.now = self.now.after(Duration::from_millis(500)).min(end);
-                    self.turn();
-                }
-                return;
-            }
+            Fact::Pass { ms } => return self.pass(*ms, |_, _| {}),
         };
         let _ = self.table.apply(event, self.now);
+    }
+
+    /// Time passes, turn by turn; shows the service before each turn, and the world after it.
+    pub(crate) fn pass(&mut self, ms: u32, mut see: impl FnMut(&ServiceSnapshot, &Self)) {
+        let end = self.now.after(Duration::from_millis(u64::from(ms)));
+        while self.now < end {
+            let before = self.service().clone();
+            self.now = self.now.after(Duration::from_millis(500)).min(end);
+            self.turn();
+            see(&before, self);
+        }
     }
 }

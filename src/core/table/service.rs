@@ -381,6 +381,7 @@ impl Service {
                 endpoint.warming_since = None;
             }
         }
+        self.unregister_silent(now);
         self.remove_gone(words, now);
         // Those that were doubted may be among them; whoever stays is then not held to their doubt.
         self.judge.doubts &= self.endpoints.values().any(|e| e.doubted);
@@ -406,6 +407,27 @@ impl Service {
         }
     }
 
+    /// Leaves to their sources those that these still name and that are not heard of any more.
+    fn unregister_silent(&mut self, now: Timestamp) {
+        let lease = self.config.lease;
+        for endpoint in self.endpoints.values_mut().filter(|e| !e.listed_by.is_empty()) {
+            let expired = endpoint.lease_expired(lease, now);
+            match endpoint.departed_at {
+                // It stays out until something answers there again.
+                Some(at) => {
+                    let passed_at = endpoint.health.check.as_ref().filter(|check| check.passed).map(|check| check.at);
+                    if passed_at.is_some_and(|passed_at| passed_at >= at.after(FAREWELL)) {
+                        endpoint.return_unregistered();
+                    }
+                }
+                // It is not back because nobody hears of it any more.
+                None if expired && endpoint.draining => endpoint.departed_at = Some(now),
+                None if expired => endpoint.return_unregistered(),
+                None => {}
+            }
+        }
+    }
+
     /// Takes out what is gone for good: by its own word, by its source's, or because nobody has heard of it for a lease and
     /// nobody can reach it either. The last endpoints of a service are never gone by silence, and not at once by the word of
     /// a source: without one that is offered in their place they stay until there is proof.
@@ -416,31 +438,19 @@ impl Service {
         let any_withdrawn = self.endpoints.values().any(|e| e.withdrawn_at.is_some());
         let others_remain = any_withdrawn && self.endpoints.values().any(remains);
         let may_prove = self.silent.is_empty() && self.awaited.is_empty();
-        let others_serve = self.endpoints.values().any(|e| e.health.verdict == Verdict::Up && !e.is_leaving());
+        let others_serve = self.endpoints.values().any(|e| e.health.verdict == Verdict::Up && remains(e));
         self.endpoints.retain(|_, endpoint| {
-            let expired = endpoint.lease_expired(lease, now);
             if let Some(at) = endpoint.departed_at {
-                let over = at.after(FAREWELL);
-                let back = endpoint.health.check.as_ref().is_some_and(|check| check.passed && check.at >= over);
-                // A source still names it: it stays out until something answers there again.
-                if !endpoint.listed_by.is_empty() && back {
-                    endpoint.return_unregistered();
-                }
-                return now < over || !endpoint.listed_by.is_empty();
+                return now < at.after(FAREWELL) || !endpoint.listed_by.is_empty();
             }
             if let Some(at) = endpoint.withdrawn_at {
                 let proved = may_prove && now.since(at) >= EMPTY_PROOF;
                 return !(others_remain || proved);
             }
             if !endpoint.listed_by.is_empty() {
-                match (expired, endpoint.draining) {
-                    (false, _) => {}
-                    (true, false) => endpoint.return_unregistered(),
-                    // It is not back because nobody hears of it any more.
-                    (true, true) => endpoint.departed_at = Some(now),
-                }
                 return true;
             }
+            let expired = endpoint.lease_expired(lease, now);
             // Nobody has promised to remember it: a draining one that never said goodbye goes with its lease.
             !(expired && (endpoint.draining || (endpoint.health.is_down() && others_serve)))
         });

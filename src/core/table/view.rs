@@ -150,10 +150,6 @@ impl Stance {
     fn new(mode: Mode, note: String) -> Self {
         Self { mode, restores: false, note }
     }
-
-    fn restoring(mode: Mode, note: String) -> Self {
-        Self { mode, restores: true, note }
-    }
 }
 
 fn stance(service: &Service, faces: &[Face<'_>], now: Timestamp) -> Stance {
@@ -172,24 +168,23 @@ fn stance(service: &Service, faces: &[Face<'_>], now: Timestamp) -> Stance {
         let silent = face.state == State::Excluded && face.endpoint.lease_expired(lease, now);
         face.endpoint.withdrawn_at.is_some() || silent
     };
-    if counted.iter().all(gone) {
-        let count = counted.len();
-        let note = format!("all {count} endpoints seem gone, without proof: the last good list stays");
-        return Stance::restoring(Mode::LastGood, note);
-    }
+    let all = counted.len();
     let usable = counted.iter().filter(|face| face.state != State::Excluded).count();
     let threshold = service.config.panic_threshold_percent;
-    let all = counted.len();
-    if usable * 100 < all * threshold as usize {
-        let percent = usable * 100 / all;
-        let note = format!(
-            "{usable} of {all} usable ({percent} %), below the panic threshold of {threshold} %: health is ignored"
-        );
-        return Stance::restoring(Mode::Panic, note);
+    let is_below = usable * 100 < all * threshold as usize;
+    // A threshold of 0 is no leave to offer nobody.
+    let restores = is_below || usable == 0;
+    if counted.iter().all(gone) {
+        let note = format!("all {all} endpoints seem gone, without proof: the last good list stays");
+        return Stance { mode: Mode::LastGood, restores, note };
     }
-    if usable == 0 {
-        // A threshold of 0 is no leave to offer nobody.
-        return Stance::restoring(Mode::Panic, format!("none of {all} usable: health is ignored"));
+    if restores {
+        let below = match is_below {
+            true => format!(" ({} %), below the panic threshold of {threshold} %", usable * 100 / all),
+            false => String::new(),
+        };
+        let note = format!("{usable} of {all} usable{below}: health is ignored");
+        return Stance { mode: Mode::Panic, restores, note };
     }
     if service.judge.doubts {
         // Those that nobody offers yet are doubted like the others.
