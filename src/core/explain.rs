@@ -56,7 +56,7 @@ pub fn explain(
     let list = assign(service, cohort);
     let stages = match service.endpoint(address) {
         None => vec![Stage {
-            name: "discovered",
+            name: StageName::Discovered.text(),
             verdict: Verdict::Fail,
             reasons: Vec::new(),
             detail: format!("no source and no registration names {address}"),
@@ -65,6 +65,64 @@ pub fn explain(
     };
     let next = next(service, address, &stages);
     Explanation { result: result(&list, address, &stages), stages, next }
+}
+
+/// The stages, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StageName {
+    Discovered,
+    Registered,
+    Override,
+    Health,
+    Report,
+    Priority,
+    Locality,
+    Subset,
+    List,
+}
+
+impl StageName {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Discovered => "discovered",
+            Self::Registered => "registered",
+            Self::Override => "override",
+            Self::Health => "health",
+            Self::Report => "report",
+            Self::Priority => "priority",
+            Self::Locality => "locality",
+            Self::Subset => "subset",
+            Self::List => "list",
+        }
+    }
+
+    /// The stage that owns a reason.
+    fn of(code: Code) -> Self {
+        match code {
+            Code::DiscoveryNotReady | Code::DiscoveryRemoved | Code::DiscoveryStale | Code::LabelMismatch => {
+                Self::Discovered
+            }
+            Code::LeaseExpired | Code::SelfDraining => Self::Registered,
+            Code::AdminDrain | Code::AdminDisabled | Code::AdminWeight => Self::Override,
+            Code::HealthNotServing
+            | Code::HealthUnreachable
+            | Code::HealthTimeout
+            | Code::HealthPending
+            | Code::HealthNotGrpc
+            | Code::ClientFailures
+            | Code::OutlierEjected
+            | Code::ChecksDoubted
+            | Code::PanicRestored
+            | Code::LastEndpoint => Self::Health,
+            Code::NoReportYet | Code::ReportStale | Code::Overloaded | Code::WarmingUp | Code::CapacityLimit => {
+                Self::Report
+            }
+            Code::PriorityNotPreferred => Self::Priority,
+            Code::ZoneNotPreferred => Self::Locality,
+            Code::SubsetNotSelected => Self::Subset,
+            Code::ListTruncated => Self::List,
+        }
+    }
 }
 
 fn stages(
@@ -76,38 +134,16 @@ fn stages(
     now: Timestamp,
 ) -> Vec<Stage> {
     let mut walk = Walk { endpoint, excluded: false, stages: Vec::new() };
-    walk.stage("discovered", discovery(endpoint, sources, now), |code| {
-        matches!(code, Code::DiscoveryNotReady | Code::DiscoveryRemoved | Code::DiscoveryStale | Code::LabelMismatch)
-    });
-    walk.stage("registered", registration(endpoint, now), |code| {
-        matches!(code, Code::LeaseExpired | Code::SelfDraining)
-    });
     let words: Vec<String> = endpoint.overrides.iter().map(|w| format!("{:?} by {}", w.action, w.actor)).collect();
-    walk.stage("override", if words.is_empty() { "none".into() } else { words.join("; ") }, |code| {
-        matches!(code, Code::AdminDrain | Code::AdminDisabled | Code::AdminWeight)
-    });
     let check = match &endpoint.check {
         Some(check) => format!("{} x{}, {}", check.result, check.streak, ago(now, check.at)),
         None => "not checked yet".into(),
     };
-    walk.stage("health", check, |code| {
-        matches!(
-            code,
-            Code::HealthNotServing
-                | Code::HealthUnreachable
-                | Code::HealthTimeout
-                | Code::HealthPending
-                | Code::HealthNotGrpc
-                | Code::ClientFailures
-                | Code::OutlierEjected
-                | Code::ChecksDoubted
-                | Code::PanicRestored
-                | Code::LastEndpoint
-        )
-    });
-    walk.stage("report", report(endpoint, now), |code| {
-        matches!(code, Code::NoReportYet | Code::ReportStale | Code::Overloaded | Code::WarmingUp | Code::CapacityLimit)
-    });
+    walk.stage(StageName::Discovered, discovery(endpoint, sources, now));
+    walk.stage(StageName::Registered, registration(endpoint, now));
+    walk.stage(StageName::Override, if words.is_empty() { "none".into() } else { words.join("; ") });
+    walk.stage(StageName::Health, check);
+    walk.stage(StageName::Report, report(endpoint, now));
     walk.place(service, cohort, list);
     walk.stages
 }
@@ -122,8 +158,8 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// A stage that looks at the reasons it owns. The first stage that owns a reason of an endpoint that is not offered
     /// excludes it; further ones only warn.
-    fn stage(&mut self, name: &'static str, detail: String, owns: impl Fn(Code) -> bool) {
-        let mine = |reason: &&Reason| owns(reason.code);
+    fn stage(&mut self, name: StageName, detail: String) {
+        let mine = |reason: &&Reason| StageName::of(reason.code) == name;
         let reasons: Vec<Reason> = self.endpoint.reasons.iter().filter(mine).cloned().collect();
         let verdict = match (reasons.is_empty(), self.excluded) {
             (true, false) => Verdict::Pass,
@@ -132,7 +168,7 @@ impl Walk<'_> {
             (false, _) => Verdict::Warn,
         };
         self.excluded |= verdict == Verdict::Fail;
-        self.stages.push(Stage { name, verdict, reasons, detail });
+        self.stages.push(Stage { name: name.text(), verdict, reasons, detail });
     }
 
     /// Tier, subset and place in the list.
@@ -164,17 +200,17 @@ impl Walk<'_> {
             Some(_) => "named with weight 0, so that clients leave it".into(),
             None => "not named".into(),
         };
-        let mut add = |name, verdict, code: Option<Code>, detail: String| {
+        let mut add = |name: StageName, verdict, code: Option<Code>, detail: String| {
             let held = code.filter(|_| verdict == Verdict::Warn || verdict == Verdict::Fail);
             let since = service.changed_at;
             let reasons = held.into_iter().map(|code| Reason { code, detail: String::new(), since }).collect();
-            self.stages.push(Stage { name, verdict, reasons, detail });
+            self.stages.push(Stage { name: name.text(), verdict, reasons, detail });
         };
         let (less, elsewhere) = (Code::PriorityNotPreferred, Code::ZoneNotPreferred);
-        add("priority", judged(lower(less), Verdict::Warn), Some(less), priority);
-        add("locality", judged(lower(elsewhere), Verdict::Warn), Some(elsewhere), zone);
-        add("subset", judged(outside, Verdict::Fail), Some(Code::SubsetNotSelected), subset);
-        add("list", judged(outside, Verdict::NotEvaluated), None, list);
+        add(StageName::Priority, judged(lower(less), Verdict::Warn), Some(less), priority);
+        add(StageName::Locality, judged(lower(elsewhere), Verdict::Warn), Some(elsewhere), zone);
+        add(StageName::Subset, judged(outside, Verdict::Fail), Some(Code::SubsetNotSelected), subset);
+        add(StageName::List, judged(outside, Verdict::NotEvaluated), None, list);
     }
 }
 
