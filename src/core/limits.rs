@@ -24,7 +24,7 @@ pub const WEIGHT_MAX: u32 = 10_000;
 /// A larger failover tier is refused.
 pub const PRIORITY_MAX: u32 = 127;
 
-/// Clients hash into this many cohorts per service, locality and labels; each cohort's list is computed and encoded once.
+/// Clients hash into this many cohorts per service and locality; each cohort's list is computed and encoded once.
 pub const COHORTS_MAX: u64 = 64;
 
 /// Above this a utilisation is refused as absurd; 1.0 is full, and borrowing beyond a limit is normal.
