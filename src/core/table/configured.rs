@@ -8,7 +8,7 @@ use super::{Refusal, Table, endpoint::FAREWELL, service::Service};
 use crate::{
     config::{Configuration, ServiceConfig},
     limits::{ENDPOINTS_PER_SERVICE_MAX, SERVICES_MAX},
-    model::{Address, ServiceName, SourceId, Timestamp},
+    model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp},
     snapshot::{Mode, SourceSnapshot},
 };
 
@@ -56,11 +56,7 @@ impl Table {
         }
         for service in &configuration.services {
             let Some(endpoints) = &service.endpoints else { continue };
-            let mut named = BTreeSet::new();
-            if let Some(twice) = endpoints.iter().find(|spec| !named.insert(&spec.address)) {
-                let address = twice.address.clone();
-                return Err(Refusal::ListedTwice { service: service.name.clone(), address });
-            }
+            let named = Service::named_once(&service.name, endpoints)?;
             match self.services.get(&service.name) {
                 Some(known) => known.has_room_for(&named, source)?,
                 None => Service::room(&service.name, named.len())?,
@@ -86,8 +82,22 @@ impl Service {
         }
     }
 
+    /// The addresses of a listing, where none is there twice.
+    pub(super) fn named_once<'a>(
+        service: &ServiceName,
+        specs: impl IntoIterator<Item = &'a EndpointSpec>,
+    ) -> Result<BTreeSet<Address>, Refusal> {
+        let mut named = BTreeSet::new();
+        for EndpointSpec { address, .. } in specs {
+            if !named.insert(address.clone()) {
+                return Err(Refusal::ListedTwice { service: service.clone(), address: address.clone() });
+            }
+        }
+        Ok(named)
+    }
+
     /// Whether these fit in beside those that others know of. What this source alone named before makes room.
-    pub(super) fn has_room_for(&self, named: &BTreeSet<&Address>, source: &SourceId) -> Result<(), Refusal> {
+    pub(super) fn has_room_for(&self, named: &BTreeSet<Address>, source: &SourceId) -> Result<(), Refusal> {
         let others = self.endpoints.values().filter(|endpoint| !endpoint.is_named_by_nobody_but(source));
         let others = others.filter(|endpoint| !named.contains(&endpoint.spec.address)).count();
         Self::room(&self.name, named.len() + others)

@@ -2,7 +2,7 @@
 //! serves at once, and is stale until its sources and backends have spoken again: silence meanwhile is the balancer's own
 //! doing and takes nobody out.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     Refusal, Table,
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     kept::{Kept, KeptEndpoint, KeptService},
-    limits::{ENDPOINTS_PER_SERVICE_MAX, PRIORITY_MAX, SERVICES_MAX, WEIGHT_MAX},
+    limits::{PRIORITY_MAX, SERVICES_MAX, WEIGHT_MAX},
     model::{EndpointSpec, Timestamp},
     snapshot::SourceSnapshot,
 };
@@ -64,15 +64,8 @@ impl Table {
             return Err(Refusal::TooManyServices { max: SERVICES_MAX });
         }
         for (service, kept) in &kept.services {
-            let (endpoints, max) = (kept.endpoints.len(), ENDPOINTS_PER_SERVICE_MAX);
-            if endpoints > max {
-                return Err(Refusal::TooManyEndpoints { service: service.clone(), endpoints, max });
-            }
-            let mut seen = BTreeSet::new();
-            if let Some(twice) = kept.endpoints.iter().find(|e| !seen.insert(&e.spec.address)) {
-                let address = twice.spec.address.clone();
-                return Err(Refusal::ListedTwice { service: service.clone(), address });
-            }
+            Service::room(service, kept.endpoints.len())?;
+            Service::named_once(service, kept.endpoints.iter().map(|endpoint| &endpoint.spec))?;
         }
         for (name, kept) in kept.services {
             for source in &kept.answered {

@@ -152,13 +152,8 @@ impl Service {
         specs: Vec<EndpointSpec>,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        let mut named = BTreeSet::new();
-        for spec in &specs {
-            if !named.insert(spec.address.clone()) {
-                return Err(Refusal::ListedTwice { service: self.name.clone(), address: spec.address.clone() });
-            }
-        }
-        self.has_room_for(&named.iter().collect(), source)?;
+        let named = Self::named_once(&self.name, &specs)?;
+        self.has_room_for(&named, source)?;
         for spec in specs {
             let newcomer = self.is_serving_without(&spec.address, now);
             let endpoint = self
