@@ -105,7 +105,7 @@ pub(crate) const CONNECTIONS_BELOW_PERCENT: u64 = 80;
 pub(crate) const STREAMS_BELOW_PERCENT: u64 = 90;
 
 /// Between two looks at the memory that is taken.
-pub(crate) const CEILING_LOOK_PERIOD: Duration = Duration::from_millis(100);
+pub(crate) const CEILING_LOOK_PERIOD: Duration = Duration::from_millis(25);
 
 /// Streams of a connection beside picks: reports, health, reflection, administration. A further one is refused.
 pub(crate) const OTHER_STREAMS_MAX: usize = 100;

@@ -111,14 +111,14 @@ async fn twenty_thousand_streams_are_held_in_little_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn near_the_ceiling_newcomers_are_turned_away_and_who_has_a_stream_keeps_it() {
-    const CEILING_MIB: u64 = 40;
+    const CEILING_MIB: u64 = 100;
     const ESTABLISHED: usize = 1_000;
     let _alone = alone().await;
     let balancer = Balancer::configured(&format!("limits: {{ memory_mib: {CEILING_MIB} }}")).await;
     let _backends = Backends::offered(&balancer, 8, &[]).await;
     let established = Picks::hold(&balancer.client, SERVICE, 2, ESTABLISHED / 2);
     served(&established, ESTABLISHED, CALM_MAX).await;
-    let herd = Picks::hold(&balancer.client, SERVICE, 20, 1_000);
+    let herd = Picks::hold(&balancer.client, SERVICE, 24, 1_000);
     wait_for("streams of the herd to be turned away", PROCESS_MAX, async || (herd.refusals() > 0).then_some(())).await;
     hold_for("a balancer below its ceiling", Duration::from_secs(5), async || {
         balancer.process.resident_bytes() <= CEILING_MIB << 20
