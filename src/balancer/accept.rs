@@ -6,15 +6,7 @@
 //! This is our own and not the router's library's server because that one sends no GOAWAY when both an age and a grace
 //! are set, spins when file descriptors run out, and does not let a peer's memory be bounded.
 
-use std::{
-    convert::Infallible,
-    io,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{convert::Infallible, io, pin::pin, sync::Arc};
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -48,7 +40,7 @@ mod vitals;
 pub(crate) use acceptor::{Accepted, Acceptor};
 pub(crate) use ceiling::{Ceiling, Newcomer};
 use meter::{Flood, Meter, PREFACE};
-use peers::Peer;
+use peers::{Counted, Peer};
 use tasks::Tasks;
 pub(crate) use tasks::{Ended, Task};
 pub(crate) use vitals::later;
@@ -82,13 +74,20 @@ enum Error {
 pub(crate) struct Connection {
     leave: CancellationToken,
     /// What its streams take up together, counted by whoever serves them.
-    unfinished_bytes: Arc<AtomicUsize>,
-    subscriptions: Arc<AtomicUsize>,
+    counts: Arc<Counts>,
+    peer: Arc<Peer>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    unfinished_bytes: Counted,
+    subscriptions: Counted,
+    held_endpoints: Counted,
 }
 
 impl Connection {
-    fn new(leave: CancellationToken) -> Self {
-        Self { leave, ..Self::default() }
+    fn new(leave: CancellationToken, peer: &Arc<Peer>) -> Self {
+        Self { leave, counts: Arc::default(), peer: Arc::clone(peer) }
     }
 
     /// Cancelled when the peer is told to go away: at its age, or at the end of the balancer. Long streams then end by
@@ -99,24 +98,67 @@ impl Connection {
 
     /// Bytes of messages that have not come to their end.
     pub(crate) fn unfinished_bytes(&self) -> usize {
-        self.unfinished_bytes.load(Ordering::Relaxed)
+        self.counts.unfinished_bytes.now()
     }
 
     /// One stream had so many of them, and has so many now.
     pub(crate) fn count_unfinished(&self, before: usize, now: usize) {
-        self.unfinished_bytes.fetch_add(now, Ordering::Relaxed);
-        self.unfinished_bytes.fetch_sub(before, Ordering::Relaxed);
+        self.counts.unfinished_bytes.add(now, usize::MAX);
+        self.counts.unfinished_bytes.take(before);
     }
 
-    /// Counts a subscription, if there are fewer than `max`.
-    pub(crate) fn subscribe(&self, max: usize) -> bool {
-        let more = |count| (count < max).then_some(count + 1);
-        self.subscriptions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    /// Counts a subscription, if the connection has fewer than `max` and its peer fewer than `max_of_peer`.
+    pub(crate) fn subscribe(&self, max: usize, max_of_peer: usize) -> bool {
+        if !self.counts.subscriptions.add(1, max) {
+            return false;
+        }
+        let is_counted = self.peer.subscriptions.add(1, max_of_peer);
+        if !is_counted {
+            self.counts.subscriptions.take(1);
+        }
+        is_counted
     }
 
     /// So many fewer.
     pub(crate) fn unsubscribe(&self, count: usize) {
-        self.subscriptions.fetch_sub(count, Ordering::Relaxed);
+        self.counts.subscriptions.take(count);
+        self.peer.subscriptions.take(count);
+    }
+
+    /// Counts endpoints that a client brought with it, until what is returned is dropped; `None` when there would be more
+    /// than `max`.
+    pub(crate) fn hold(&self, endpoints: usize, max: usize) -> Option<Holding> {
+        let is_counted = self.counts.held_endpoints.add(endpoints, max);
+        is_counted.then(|| Holding { counts: Arc::clone(&self.counts), endpoints })
+    }
+
+    /// Counts a backend that registers on one of its streams, until what is returned is dropped; `None` when the peer has
+    /// `max` of them already.
+    pub(crate) fn register(&self, max: usize) -> Option<Registered> {
+        self.peer.registrations.add(1, max).then(|| Registered(Arc::clone(&self.peer)))
+    }
+}
+
+/// Endpoints that are counted.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    counts: Arc<Counts>,
+    endpoints: usize,
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.counts.held_endpoints.take(self.endpoints);
+    }
+}
+
+/// A registration that is counted.
+#[derive(Debug)]
+pub(crate) struct Registered(Arc<Peer>);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.0.registrations.take(1);
     }
 }
 
@@ -251,7 +293,7 @@ impl Listening {
         deadline: Instant,
     ) -> Result<(), Error> {
         let io = TokioIo::new(Meter::new(io, limits.streams_per_connection));
-        let this = Connection::new(self.offer.stop.child_token());
+        let this = Connection::new(self.offer.stop.child_token(), vitals.peer());
         let leave = this.leave.clone();
         let tasks = Tasks::default();
         let service = hyper::service::service_fn(|mut request: http::Request<hyper::body::Incoming>| {

@@ -125,18 +125,29 @@ pub(crate) const RESETS_PENDING_MAX: usize = 20;
 /// Subscriptions of one pick stream; a further one is answered by a service error.
 pub(crate) const SUBSCRIPTIONS_PER_STREAM_MAX: usize = 1_000;
 
-/// Cohorts of one service that have a list of their own. Clients say where they are: those from further places get the list
-/// of an unknown one.
+/// Cohorts of one service that are told apart. Clients say where they are: those from further places get the list of an
+/// unknown one.
 pub(crate) const COHORTS_PER_SERVICE_MAX: usize = 4_096;
 
 /// Subscriptions on all streams of a connection; a further one is answered by a service error.
 pub(crate) const SUBSCRIPTIONS_PER_CONNECTION_MAX: usize = 10_000;
+
+/// Subscriptions on all streams of a peer; a further one is answered by a service error. Each takes about a kilobyte, also
+/// of a name that nobody knows.
+pub(crate) const SUBSCRIPTIONS_PER_PEER_MAX: usize = 50_000;
 
 /// Errors that wait for a client to read; further ones are dropped, since it does not care.
 pub(crate) const ERRORS_WAITING_MAX: usize = 64;
 
 /// Lists that a client may say it holds; a hello with more ends the stream.
 pub(crate) const HELD_LISTS_MAX: usize = 256;
+
+/// Endpoints that clients brought on the streams of a connection and that are kept until they use lists of ours, some 50
+/// bytes each; the stream that exceeds it is ended and told when to come back.
+pub(crate) const HELD_ENDPOINTS_PER_CONNECTION_MAX: usize = 100_000;
+
+/// What a client brought and did not subscribe to by then is forgotten.
+pub(crate) const HELD_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// A larger hello ends its stream. It names every endpoint of every list that the client holds: some 25,000 of them.
 pub(crate) const HELLO_BYTES_MAX: usize = 1 << 20;
@@ -225,6 +236,13 @@ pub(crate) const REPORT_PERIOD_MIN: Duration = Duration::from_millis(20);
 
 /// A report stream that has not registered by then is ended.
 pub(crate) const REGISTRATION_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Between two registrations of one stream by the balancer itself: of a backend that reports, but is not in the table.
+pub(crate) const REGISTRATION_PERIOD_MIN: Duration = Duration::from_secs(1);
+
+/// Backends that are registered on the connections of one peer; a further one is refused and told when to come back. Many
+/// may share a machine, or an address before us.
+pub(crate) const REGISTRATIONS_PER_PEER_MAX: usize = 1_000;
 
 /// Time for a client to hear why its stream ends; then it ends without words.
 pub(crate) const LAST_WORDS_WAIT: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! What each peer has: connections, handshakes under way, streams. A peer is an IPv4 address or an IPv6 network of 64
+//! What each peer has: connections, handshakes under way, streams and what they carry. A peer is an IPv4 address or an IPv6 network of 64
 //! bits, since whoever has one address of such a network has them all. It is forgotten with its last connection.
 
 use std::{
@@ -23,7 +23,42 @@ pub(super) struct Peers(Mutex<BTreeMap<IpAddr, (Arc<Peer>, usize)>>);
 pub(crate) struct Peer {
     /// Those above the cap wait here for the peer's own others, and for nobody else's.
     pub(super) handshakes: Arc<Semaphore>,
-    streams: AtomicUsize,
+    streams: Counted,
+    /// Counted by whoever serves its streams.
+    pub(super) subscriptions: Counted,
+    pub(super) registrations: Counted,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self {
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES_PER_PEER_MAX)),
+            streams: Counted::default(),
+            subscriptions: Counted::default(),
+            registrations: Counted::default(),
+        }
+    }
+}
+
+/// How many there are of something.
+#[derive(Debug, Default)]
+pub(super) struct Counted(AtomicUsize);
+
+impl Counted {
+    pub(super) fn now(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts so many more; false when there would be more than `max`, and nothing was counted.
+    pub(super) fn add(&self, more: usize, max: usize) -> bool {
+        let add = |count: usize| count.checked_add(more).filter(|sum| *sum <= max);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    /// So many fewer.
+    pub(super) fn take(&self, fewer: usize) {
+        self.0.fetch_sub(fewer, Ordering::Relaxed);
+    }
 }
 
 /// One connection of a peer, counted until it is dropped.
@@ -39,10 +74,7 @@ impl Peers {
     pub(super) fn enter(self: &Arc<Self>, ip: IpAddr, max: usize) -> Option<Place> {
         let key = key(ip);
         let mut peers = self.lock();
-        let (peer, connections) = peers.entry(key).or_insert_with(|| {
-            let handshakes = Arc::new(Semaphore::new(HANDSHAKES_PER_PEER_MAX));
-            (Arc::new(Peer { handshakes, streams: AtomicUsize::new(0) }), 0)
-        });
+        let (peer, connections) = peers.entry(key).or_default();
         if *connections >= max {
             return None;
         }
@@ -58,12 +90,12 @@ impl Peers {
 impl Peer {
     /// Counts one more stream; false when the peer has `max` already, and nothing was counted.
     pub(super) fn open(&self, max: usize) -> bool {
-        self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < max).then_some(open + 1)).is_ok()
+        self.streams.add(1, max)
     }
 
     /// One stream less.
     pub(super) fn close(&self) {
-        self.streams.fetch_sub(1, Ordering::Relaxed);
+        self.streams.take(1);
     }
 }
 
@@ -129,5 +161,25 @@ mod tests {
         assert!(one.peer.open(2) && two.peer.open(2) && !one.peer.open(2));
         two.peer.close();
         assert!(one.peer.open(2));
+    }
+
+    #[test]
+    fn there_is_an_end_to_what_one_peer_may_subscribe_on_all_its_connections() {
+        use crate::{
+            accept::Connection,
+            limits::{SUBSCRIPTIONS_PER_CONNECTION_MAX as OF_ONE, SUBSCRIPTIONS_PER_PEER_MAX as OF_ALL},
+        };
+        let peer = Arc::new(Peer::default());
+        let connections: Vec<_> = (0..=OF_ALL / OF_ONE).map(|_| Connection::new(Default::default(), &peer)).collect();
+        let (last, others) = connections.split_last().unwrap();
+        for connection in others {
+            assert_eq!((0..).take_while(|_| connection.subscribe(OF_ONE, OF_ALL)).count(), OF_ONE);
+        }
+        assert!(!last.subscribe(OF_ONE, OF_ALL));
+        others[0].unsubscribe(1);
+        assert!(last.subscribe(OF_ONE, OF_ALL) && !last.subscribe(OF_ONE, OF_ALL));
+        assert!(!others[0].subscribe(OF_ONE, OF_ALL), "it is the peer that has no room");
+        let stranger = Connection::new(Default::default(), &Arc::default());
+        assert!(stranger.subscribe(OF_ONE, OF_ALL));
     }
 }

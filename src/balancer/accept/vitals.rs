@@ -70,6 +70,11 @@ impl Vitals {
         Ok(open)
     }
 
+    /// Whose connection it is.
+    pub(super) fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
     /// Whether a request has come.
     pub(super) fn asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)

@@ -14,7 +14,10 @@ use lookaside_core::model::{Address, ClientId, Locality, ServiceName, Version};
 use tokio::{sync::watch, time::Instant};
 
 use super::{cohorts::List, few::Few};
-use crate::limits::{ACK_WAIT, UNACKNOWLEDGED_LISTS_MAX};
+use crate::{
+    accept::Holding,
+    limits::{ACK_WAIT, UNACKNOWLEDGED_LISTS_MAX},
+};
 
 /// Lists in use, and by how many streams.
 type ByDigest = BTreeMap<u64, (Arc<List>, usize)>;
@@ -52,8 +55,8 @@ struct Client {
 /// What a stream has of one service.
 #[derive(Default)]
 struct Held {
-    /// Addresses that the client said it uses, until a list from us says otherwise.
-    before: BTreeSet<Address>,
+    /// What the client said it uses, until a list from us says otherwise.
+    before: Brought,
     applied: Option<Arc<List>>,
     /// Sent since, oldest first, with the versions they were sent under.
     unacknowledged: VecDeque<(Version, Arc<List>)>,
@@ -61,6 +64,14 @@ struct Held {
     applied_version: Option<Version>,
     refused: String,
     calls: Calls,
+}
+
+/// Addresses that a client brought with it.
+#[derive(Debug, Default)]
+pub(crate) struct Brought {
+    pub(crate) addresses: BTreeSet<Address>,
+    /// Counts them for as long as they are kept.
+    pub(crate) _holding: Option<Holding>,
 }
 
 #[derive(Clone)]
@@ -165,9 +176,9 @@ impl Clients {
             return true;
         }
         // What clients brought with them is rare: only those that resumed and have not taken a list since.
-        self.streams()
-            .iter()
-            .any(|client| lock(client).services.get(service).is_some_and(|held| held.before.contains(address)))
+        self.streams().iter().any(|client| {
+            lock(client).services.get(service).is_some_and(|held| held.before.addresses.contains(address))
+        })
     }
 
     /// Changes whenever the answer of [`Clients::holds`] may have.
@@ -229,7 +240,7 @@ pub(crate) struct Session {
 
 impl Session {
     /// The client wants a service, and uses these addresses of it already.
-    pub(crate) fn subscribed(&self, service: &ServiceName, before: BTreeSet<Address>) {
+    pub(crate) fn subscribed(&self, service: &ServiceName, before: Brought) {
         let held = Held { before, ..Held::default() };
         lock(&self.client).services.insert(service.clone(), held);
     }
@@ -361,8 +372,10 @@ impl Held {
     /// and the client goes on using that.
     fn forget_before(&mut self) {
         match &self.applied {
-            Some(list) if !list.assignment.complete => self.before.retain(|address| list.place(address).is_none()),
-            Some(_) | None => self.before.clear(),
+            Some(list) if !list.assignment.complete => {
+                self.before.addresses.retain(|address| list.place(address).is_none());
+            }
+            Some(_) | None => self.before = Brought::default(),
         }
     }
 
@@ -380,7 +393,7 @@ impl Held {
     }
 
     fn knows(&self, address: &Address) -> bool {
-        self.before.contains(address)
+        self.before.addresses.contains(address)
             || self.unacknowledged.iter().rev().any(|(_, list)| list.place(address).is_some())
             || self.applied.as_ref().is_some_and(|list| list.place(address).is_some())
     }

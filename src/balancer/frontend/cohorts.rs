@@ -1,10 +1,11 @@
 //! One answer per service and cohort, computed and encoded once and shared by every stream that asks for it. An answer
 //! is made when the first stream asks, follows the snapshots, and is forgotten with its last stream. Paces as well:
-//! lists that differ in loads alone go out at most once a second.
+//! lists that differ in loads alone go out at most once a second. What clients make up costs little: names that nobody
+//! knows have no list, and places where no endpoint is have one in common.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -21,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::encode;
+use super::{encode, few::Few};
 use crate::{
     driver::Handle,
     limits::{COHORTS_PER_SERVICE_MAX, HEARTBEAT_PERIOD, LOAD_LIST_PERIOD},
@@ -62,7 +63,7 @@ pub(crate) struct Published {
 }
 
 /// A list and its frames.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Framed {
     /// The list itself; its own version is the one it was first published under.
     pub(crate) list: Arc<List>,
@@ -131,7 +132,31 @@ impl List {
 pub(crate) struct Cohorts {
     driver: Handle,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    entries: Mutex<BTreeMap<ServiceName, BTreeMap<Cohort, Entry>>>,
+    entries: Mutex<Entries>,
+}
+
+type Entries = BTreeMap<ServiceName, Asked>;
+
+/// What is asked for of one service.
+#[derive(Default)]
+struct Asked {
+    cohorts: Few<Cohort, Entry>,
+    /// What the newest snapshot seen has for them.
+    lists: Option<Box<Lists>>,
+}
+
+/// The lists of a service as one snapshot has it.
+struct Lists {
+    service: Arc<ServiceSnapshot>,
+    /// Where its endpoints are, if that matters.
+    zones: BTreeSet<Locality>,
+    made: BTreeMap<Cohort, Made>,
+}
+
+struct Made {
+    list: Arc<List>,
+    /// And its additions, once somebody is to be sent them.
+    framed: Option<(Framed, Option<Framed>)>,
 }
 
 struct Entry {
@@ -158,26 +183,21 @@ impl Cohorts {
     /// The answer to a cohort, and all later ones.
     pub(crate) fn subscribe(&self, service: &ServiceName, cohort: &Cohort) -> watch::Receiver<Arc<Answer>> {
         let mut entries = self.lock();
-        let cohorts = entries.entry(service.clone()).or_default();
+        let asked = entries.entry(service.clone()).or_default();
         let nowhere = Cohort { locality: Locality::unknown(), ..cohort.clone() };
-        let is_known = cohorts.contains_key(cohort) || cohorts.len() < COHORTS_PER_SERVICE_MAX;
+        let is_known = asked.cohorts.contains_key(cohort) || asked.cohorts.len() < COHORTS_PER_SERVICE_MAX;
         let cohort = if is_known { cohort } else { &nowhere };
-        let entry = cohorts.entry(cohort.clone()).or_insert_with(|| {
-            let now = Instant::now();
-            Entry {
-                answer: watch::Sender::new(Arc::new(Answer::Silent)),
-                service: None,
-                held_back: None,
-                listed_at: now,
-                beat_at: now,
-                policy: None,
-                counters: None,
-            }
-        });
+        if !asked.cohorts.contains_key(cohort) {
+            asked.cohorts.insert(cohort.clone(), Entry::new());
+        }
         // Under the lock, so that no two computations can overtake each other and a version fall. Also where there was an
         // answer: a backend may just have been told that nobody is sent to it any more.
-        entry.refresh(service, cohort, &self.snapshots.borrow(), self.driver.now());
-        entry.answer.subscribe()
+        asked.refresh(service, cohort, &self.snapshot(), self.driver.now());
+        match asked.cohorts.get(cohort) {
+            Some(entry) => entry.answer.subscribe(),
+            // It was put there above; this is for the compiler.
+            None => Entry::new().answer.subscribe(),
+        }
     }
 
     /// Follows the snapshots until `stop` is cancelled.
@@ -185,53 +205,156 @@ impl Cohorts {
         let mut snapshots = self.snapshots.clone();
         let mut turns = interval(TURN);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut seen = Arc::<Snapshot>::default();
         loop {
-            tokio::select! {
+            let is_turn = tokio::select! {
                 () = stop.cancelled() => return,
-                changed = snapshots.changed() => if changed.is_err() { return },
-                _ = turns.tick() => {}
+                changed = snapshots.changed() => if changed.is_ok() { false } else { return },
+                _ = turns.tick() => true,
+            };
+            let newest = Arc::clone(&snapshots.borrow_and_update());
+            for service in self.due(&seen, &newest, is_turn) {
+                self.refresh(&service).await;
             }
-            let services: Vec<_> = self.lock().keys().cloned().collect();
-            for service in services {
-                self.refresh(&service);
-                // A service with thousands of endpoints takes milliseconds.
-                tokio::task::yield_now().await;
-            }
+            seen = newest;
         }
     }
 
     /// Cohorts that somebody asks for.
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
-        self.lock().values().map(BTreeMap::len).sum()
+        self.lock().values().map(|asked| asked.cohorts.len()).sum()
     }
 
-    fn refresh(&self, service: &ServiceName) {
+    /// Services to be looked at: those that differ between the snapshots, and at a turn all there are. Names that nobody
+    /// knows are looked at here, at turns alone: anybody can make up any number of them.
+    fn due(&self, before: &Snapshot, newest: &Snapshot, is_turn: bool) -> Vec<ServiceName> {
         let mut entries = self.lock();
-        let Some(cohorts) = entries.get_mut(service) else { return };
-        let snapshot = Arc::clone(&self.snapshots.borrow());
-        let now = self.driver.now();
-        cohorts.retain(|_, entry| entry.answer.receiver_count() > 0);
-        for (cohort, entry) in cohorts.iter_mut() {
-            entry.refresh(service, cohort, &snapshot, now);
+        if is_turn {
+            let settling = self.driver.now() < newest.settled_at;
+            entries.retain(|name, asked| newest.services.contains_key(name) || asked.is_absent(settling));
+            return entries.keys().filter(|name| newest.services.contains_key(*name)).cloned().collect();
         }
-        if cohorts.is_empty() {
+        let is_new = |(name, service): &(&ServiceName, &Arc<ServiceSnapshot>)| {
+            before.services.get(*name).is_none_or(|old| !Arc::ptr_eq(old, service))
+        };
+        let changed = newest.services.iter().filter(is_new).map(|(name, _)| name);
+        let gone = before.services.keys().filter(|name| !newest.services.contains_key(*name));
+        changed.chain(gone).filter(|name| entries.contains_key(*name)).cloned().collect()
+    }
+
+    async fn refresh(&self, service: &ServiceName) {
+        let cohorts: Vec<_> = match self.lock().get_mut(service) {
+            Some(asked) => {
+                asked.cohorts.retain(Entry::is_wanted);
+                asked.cohorts.iter().map(|(cohort, _)| cohort.clone()).collect()
+            }
+            None => return,
+        };
+        for cohort in cohorts {
+            if let Some(asked) = self.lock().get_mut(service) {
+                asked.refresh(service, &cohort, &self.snapshot(), self.driver.now());
+            }
+            // A service with thousands of endpoints takes milliseconds, and whoever subscribes waits for the lock.
+            tokio::task::yield_now().await;
+        }
+        let mut entries = self.lock();
+        if entries.get(service).is_some_and(|asked| asked.cohorts.is_empty()) {
             entries.remove(service);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ServiceName, BTreeMap<Cohort, Entry>>> {
+    /// Not kept borrowed: the driver waits for whoever reads.
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Entry {
+impl Asked {
+    /// Brings the answer to a cohort up to date.
     fn refresh(&mut self, name: &ServiceName, cohort: &Cohort, snapshot: &Snapshot, now: Timestamp) {
+        let Some(entry) = self.cohorts.get_mut(cohort) else { return };
         let Some(service) = snapshot.services.get(name) else {
-            self.service = None;
-            self.tell_absent(now < snapshot.settled_at);
+            self.lists = None;
+            entry.tell_absent(now < snapshot.settled_at);
             return;
         };
+        let lists = match self.lists.take() {
+            Some(lists) if Arc::ptr_eq(&lists.service, service) => lists,
+            Some(_) | None => Box::new(Lists::of(service)),
+        };
+        entry.refresh(cohort, self.lists.insert(lists), snapshot.at);
+    }
+
+    /// Nobody knows the service. Whether somebody still asks for it.
+    fn is_absent(&mut self, settling: bool) -> bool {
+        self.lists = None;
+        self.cohorts.retain(Entry::is_wanted);
+        self.cohorts.iter_mut().for_each(|entry| entry.tell_absent(settling));
+        !self.cohorts.is_empty()
+    }
+}
+
+impl Lists {
+    fn of(service: &Arc<ServiceSnapshot>) -> Self {
+        let places = service.endpoints.iter().map(|endpoint| endpoint.spec.locality.zone());
+        let places = places.filter(|_| service.config.locality.prefer_zone).collect::<BTreeSet<_>>();
+        let zones = places.into_iter().filter_map(|zone| Locality::parse(zone).ok()).collect();
+        Self { service: Arc::clone(service), zones, made: BTreeMap::new() }
+    }
+
+    /// The cohort with the same list whose place does not go beyond what makes a difference: clients say where they are,
+    /// and could say anything. To a policy a place matters by its zone, and in a zone without an endpoint it is as good as
+    /// unknown.
+    fn cohort(&self, cohort: &Cohort) -> Cohort {
+        let zone = Locality::parse(cohort.locality.zone()).ok().and_then(|zone| self.zones.get(&zone).cloned());
+        Cohort { seed: cohort.seed, locality: zone.unwrap_or_else(Locality::unknown) }
+    }
+
+    fn made(&mut self, cohort: &Cohort) -> &mut Made {
+        let cohort = self.cohort(cohort);
+        let service = &self.service;
+        self.made.entry(cohort).or_insert_with_key(|cohort| {
+            let label = telemetry::service_label(&service.name);
+            metrics::counter!(telemetry::DECISIONS_TOTAL, "service" => label).increment(1);
+            Made { list: Arc::new(List::new(policy::assign(service, cohort))), framed: None }
+        })
+    }
+}
+
+impl Made {
+    fn framed(&mut self, service: &ServiceSnapshot) -> &(Framed, Option<Framed>) {
+        self.framed.get_or_insert_with(|| {
+            let additions = service.stale.then(|| Arc::new(List::new(self.list.assignment.as_additions())));
+            (Framed::of(Arc::clone(&self.list), service), additions.map(|list| Framed::of(list, service)))
+        })
+    }
+}
+
+impl Entry {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            answer: watch::Sender::new(absent(true)),
+            service: None,
+            held_back: None,
+            listed_at: now,
+            beat_at: now,
+            policy: None,
+            counters: None,
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.answer.receiver_count() > 0
+    }
+
+    fn refresh(&mut self, cohort: &Cohort, lists: &mut Lists, at: Timestamp) {
+        let service = &Arc::clone(&lists.service);
         let due = self.beat_at.elapsed() >= HEARTBEAT_PERIOD;
         let is_it = |seen: &Option<Arc<ServiceSnapshot>>| seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, service));
         let is_early = self.listed_at.elapsed() < LOAD_LIST_PERIOD;
@@ -239,8 +362,8 @@ impl Entry {
             return;
         }
         let began = Instant::now();
-        let assignment = policy::assign(service, cohort);
-        metrics::counter!(telemetry::DECISIONS_TOTAL, "service" => telemetry::service_label(name)).increment(1);
+        let made = lists.made(cohort);
+        let assignment = &made.list.assignment;
         let current = Arc::clone(&self.answer.borrow());
         let list = match &*current {
             Answer::List(held) if held.whole.list.assignment.digest == assignment.digest => {
@@ -251,30 +374,28 @@ impl Entry {
                 }
                 Arc::clone(&held.whole.list)
             }
-            Answer::List(held) if is_early && differ_in_loads_alone(&held.whole.list.assignment, &assignment) => {
+            Answer::List(held) if is_early && differ_in_loads_alone(&held.whole.list.assignment, assignment) => {
                 // Not noted as seen for good: a later turn comes by again.
                 self.held_back = Some(Arc::clone(service));
                 return;
             }
             Answer::List(_) | Answer::Silent | Answer::Unknown => {
                 self.listed_at = began;
-                Arc::new(List::new(assignment))
+                Arc::clone(&made.list)
             }
         };
         self.service = Some(Arc::clone(service));
         self.held_back = None;
         self.beat_at = began;
+        let (whole, additions) = made.framed(service);
         let published = Published {
-            additions: service.stale.then(|| {
-                let additions = Arc::new(List::new(list.assignment.as_additions()));
-                Box::new(Framed::of(additions, service))
-            }),
-            whole: Framed::of(list, service),
+            additions: additions.clone().map(Box::new),
+            whole: Framed { list, ..whole.clone() },
             policy_frame: self.policy_frame(service),
             has_no_rules: service.config.calls.has_no_rules(),
             version: service.version,
-            at: snapshot.at,
-            counters: self.counters.get_or_insert_with(|| Counters::of(name)).clone(),
+            at,
+            counters: self.counters.get_or_insert_with(|| Counters::of(&service.name)).clone(),
         };
         metrics::histogram!(telemetry::DECISION_DURATION_SECONDS).record(began.elapsed());
         self.answer.send_replace(Arc::new(Answer::List(published)));
@@ -291,16 +412,22 @@ impl Entry {
         frame
     }
 
-    fn tell_absent(&self, settling: bool) {
-        let absent = if settling { Answer::Silent } else { Answer::Unknown };
-        let same = matches!(
-            (&**self.answer.borrow(), &absent),
-            (Answer::Unknown, Answer::Unknown) | (Answer::Silent, Answer::Silent)
-        );
-        if !same {
-            self.answer.send_replace(Arc::new(absent));
-        }
+    fn tell_absent(&mut self, settling: bool) {
+        self.service = None;
+        let absent = absent(settling);
+        self.answer.send_if_modified(|told| {
+            let is_news = !Arc::ptr_eq(told, &absent);
+            *told = absent;
+            is_news
+        });
     }
+}
+
+/// What there is to say of a service that nobody knows: the same to all who ask.
+fn absent(settling: bool) -> Arc<Answer> {
+    static SILENT: LazyLock<Arc<Answer>> = LazyLock::new(|| Arc::new(Answer::Silent));
+    static UNKNOWN: LazyLock<Arc<Answer>> = LazyLock::new(|| Arc::new(Answer::Unknown));
+    Arc::clone(if settling { &SILENT } else { &UNKNOWN })
 }
 
 /// Whether only order and positive weights changed, so that a second more or less does not matter.
@@ -324,114 +451,4 @@ fn differ_in_loads_alone(before: &Assignment, after: &Assignment) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use lookaside_core::{
-        config::PolicyKind,
-        event::{Backend, Event, LoadReport},
-        policy::ListMode,
-    };
-
-    use super::*;
-    use crate::testing::{address, driver, list, service};
-
-    fn assignment(weights: &[(&str, u32)]) -> Assignment {
-        let endpoints = weights.iter().map(|(at, weight)| policy::Assigned {
-            spec: lookaside_core::model::EndpointSpec::at(address(at)),
-            priority: 0,
-            weight: *weight,
-            reasons: Vec::new(),
-            is_keyed_by_instance: false,
-        });
-        Assignment {
-            service: service("greeter"),
-            version: Default::default(),
-            digest: 0,
-            complete: true,
-            mode: ListMode::Normal,
-            note: String::new(),
-            endpoints: endpoints.collect(),
-            policy: PolicyKind::LeastLoad,
-            ring: None,
-        }
-    }
-
-    #[test]
-    fn order_and_weights_can_wait_and_nothing_else() {
-        let before = assignment(&[("a:1", 100), ("b:1", 100)]);
-        assert!(differ_in_loads_alone(&before, &assignment(&[("b:1", 50), ("a:1", 100)])));
-        for other in [
-            assignment(&[("a:1", 100), ("b:1", 0)]),
-            assignment(&[("a:1", 100)]),
-            assignment(&[("a:1", 100), ("c:1", 100)]),
-            Assignment { mode: ListMode::Panic, ..before.clone() },
-            Assignment { complete: false, ..before.clone() },
-            Assignment { note: "1 excluded".to_owned(), ..before.clone() },
-        ] {
-            assert!(!differ_in_loads_alone(&before, &other), "{other:?}");
-        }
-    }
-
-    #[test]
-    fn an_address_is_found_in_a_list_of_any_order() {
-        let list = List::new(assignment(&[("c:1", 1), ("a:1", 2), ("b:1", 0)]));
-        let weight = |at| list.place(&address(at)).map(|place| place.weight);
-        assert_eq!([weight("a:1"), weight("b:1"), weight("c:1"), weight("d:1")], [Some(2), Some(0), Some(1), None]);
-    }
-
-    #[tokio::test]
-    async fn who_comes_late_gets_the_newest_list_though_nobody_has_looked_since() {
-        let stop = CancellationToken::new();
-        let driver = driver(&stop);
-        list(&driver, "greeter", &["10.0.0.1:1"]).await;
-        let cohorts = Cohorts::new(driver.clone());
-        let cohort = Cohort { seed: 0, locality: Locality::unknown() };
-        let _early = cohorts.subscribe(&service("greeter"), &cohort);
-        list(&driver, "greeter", &["10.0.0.2:1"]).await;
-        let late = cohorts.subscribe(&service("greeter"), &cohort);
-        match &**late.borrow() {
-            Answer::List(published) => assert!(published.whole.list.place(&address("10.0.0.2:1")).is_some()),
-            other => panic!("{other:?} is no list"),
-        }
-        stop.cancel();
-    }
-
-    #[tokio::test]
-    async fn clients_from_more_places_than_there_can_be_share_the_lists_of_an_unknown_place() {
-        let stop = CancellationToken::new();
-        let cohorts = Cohorts::new(driver(&stop));
-        let from = |place: &str| Cohort { seed: 0, locality: Locality::parse(place).unwrap() };
-        let answers: Vec<_> = (0..2 * COHORTS_PER_SERVICE_MAX)
-            .map(|number| cohorts.subscribe(&service("greeter"), &from(&format!("eu/a/{number}"))))
-            .collect();
-        assert_eq!(cohorts.count(), COHORTS_PER_SERVICE_MAX + 1);
-        assert_eq!(answers.len(), 2 * COHORTS_PER_SERVICE_MAX);
-        stop.cancel();
-    }
-
-    #[tokio::test]
-    async fn an_answer_never_goes_back_to_an_older_version() {
-        let stop = CancellationToken::new();
-        let driver = driver(&stop);
-        list(&driver, "greeter", &["10.0.0.1:1", "10.0.0.2:1"]).await;
-        let cohorts = Arc::new(Cohorts::new(driver.clone()));
-        tokio::spawn(Arc::clone(&cohorts).follow(stop.clone()));
-        let cohort = Cohort { seed: 0, locality: Locality::unknown() };
-        let mut answer = cohorts.subscribe(&service("greeter"), &cohort);
-        let version = |answer: &Answer| match answer {
-            Answer::List(list) => list.version,
-            other => panic!("{other:?} is no list"),
-        };
-        let mut last = version(&answer.borrow_and_update());
-        for round in 3..30 {
-            list(&driver, "greeter", &["10.0.0.1:1", &format!("10.0.0.{round}:1")]).await;
-            let backend = Backend { service: service("greeter"), address: address("10.0.0.1:1"), incarnation: 0 };
-            driver.tell(Event::LoadReported { backend, load: LoadReport::default() }).await;
-            if answer.has_changed().unwrap() {
-                let now = version(&answer.borrow_and_update());
-                assert!(now > last, "{now:?} after {last:?}");
-                last = now;
-            }
-        }
-        stop.cancel();
-    }
-}
+mod tests;

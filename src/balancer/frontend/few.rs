@@ -60,6 +60,18 @@ impl<K: Ord, V> Few<K, V> {
         Some(self.0.remove(at).1)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&V) -> bool) {
+        self.0.retain(|(_, value)| keep(value));
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.0.iter_mut().map(|(_, value)| value)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.0.iter().map(|(key, value)| (key, value))
     }
@@ -99,7 +111,10 @@ mod tests {
             }
             map.entry(key).and_modify(|value| *value += 1);
             assert!(few.iter().eq(map.iter()));
+            assert!(few.iter_mut().eq(map.values_mut()) && few.is_empty() == map.is_empty());
         }
+        few.retain(|value| value % 2 == 0);
+        map.retain(|_, value| *value % 2 == 0);
         assert!(few.into_iter().eq(map));
     }
 }

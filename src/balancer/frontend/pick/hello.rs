@@ -3,16 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lookaside_core::model::{Address, ClientId, Cohort, Locality, ServiceName, printable};
+use lookaside_core::{
+    limits::ENDPOINTS_PER_SERVICE_MAX,
+    model::{Address, ClientId, Cohort, Locality, ServiceName, printable},
+};
 use lookaside_proto::v1::pick_request::Kind as Asked;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use super::requests::{self, Requests};
 use crate::{
-    accept::later,
+    accept::{Connection, later},
     convert::{invalid, refused},
-    limits::{HELD_LISTS_MAX, HELLO_BYTES_MAX, HELLO_WAIT_MAX},
+    frontend::clients::Brought,
+    limits::{HELD_ENDPOINTS_PER_CONNECTION_MAX, HELD_LISTS_MAX, HELLO_BYTES_MAX, HELLO_WAIT_MAX},
     telemetry,
 };
 
@@ -39,10 +43,13 @@ pub(super) struct Hello {
 #[derive(Default)]
 pub(super) struct HeldList {
     pub(super) digest: u64,
-    pub(super) endpoints: BTreeSet<Address>,
+    pub(super) endpoints: Brought,
 }
 
-pub(super) async fn hello(requests: &mut Requests) -> Result<(Hello, BTreeMap<ServiceName, HeldList>), End> {
+pub(super) async fn hello(
+    requests: &mut Requests,
+    connection: &Connection,
+) -> Result<(Hello, BTreeMap<ServiceName, HeldList>), End> {
     let said = |reason, words: &str| End::Said(refuse(Code::InvalidArgument, reason, words, &[]));
     let first = match timeout(HELLO_WAIT_MAX, requests.next(HELLO_BYTES_MAX)).await {
         Ok(Ok(Some(first))) => first,
@@ -65,8 +72,21 @@ pub(super) async fn hello(requests: &mut Requests) -> Result<(Hello, BTreeMap<Se
     let mut held = BTreeMap::new();
     for list in hello.held {
         let service = ServiceName::parse(&list.service).map_err(|e| bad("SERVICE_INVALID", e))?;
-        let endpoints = list.endpoints.iter().map(|text| Address::parse(text)).collect::<Result<_, _>>();
-        let endpoints = endpoints.map_err(|e| bad("ADDRESS_INVALID", e))?;
+        if list.endpoints.len() > ENDPOINTS_PER_SERVICE_MAX {
+            let words = format!("at most {ENDPOINTS_PER_SERVICE_MAX} endpoints are in a list");
+            return Err(said("HELD_ENDPOINTS_MAX", &words));
+        }
+        // Counted before there is memory for them.
+        let holding = connection.hold(list.endpoints.len(), HELD_ENDPOINTS_PER_CONNECTION_MAX).ok_or_else(|| {
+            count("HELD_ENDPOINTS_MAX");
+            let words = format!(
+                "on the streams of a connection at most {HELD_ENDPOINTS_PER_CONNECTION_MAX} endpoints can be held"
+            );
+            End::Said(later("HELD_ENDPOINTS_MAX", &words))
+        })?;
+        let addresses = list.endpoints.iter().map(|text| Address::parse(text)).collect::<Result<BTreeSet<_>, _>>();
+        let addresses = addresses.map_err(|e| bad("ADDRESS_INVALID", e))?;
+        let endpoints = Brought { addresses, _holding: Some(holding) };
         held.insert(service, HeldList { digest: list.digest, endpoints });
     }
     let cohort = Cohort::of(&id, locality);

@@ -29,8 +29,8 @@ use crate::{
         few::Few,
     },
     limits::{
-        LAST_WORDS_WAIT, NEWCOMER_WAIT, OUTCOME_BYTES_MAX, PICK_REQUEST_BYTES_MAX, SUBSCRIPTIONS_PER_CONNECTION_MAX,
-        SUBSCRIPTIONS_PER_STREAM_MAX, UNREAD_MAX,
+        HELD_WAIT_MAX, LAST_WORDS_WAIT, NEWCOMER_WAIT, OUTCOME_BYTES_MAX, PICK_REQUEST_BYTES_MAX,
+        SUBSCRIPTIONS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_PEER_MAX, SUBSCRIPTIONS_PER_STREAM_MAX, UNREAD_MAX,
     },
     telemetry,
 };
@@ -43,7 +43,7 @@ pub(super) async fn serve(
     mut requests: Requests,
     out: Outlet,
 ) -> Ended {
-    let end = match hello(&mut requests).await {
+    let end = match hello(&mut requests, &connection).await {
         Ok((hello, held)) => {
             let mut stream = Box::new(PickStream::new(shared, peer, connection, hello, held));
             stream.run(&mut requests, &out).await
@@ -82,8 +82,11 @@ struct PickStream {
     cohort: Cohort,
     answers: StreamMap<ServiceName, WatchStream<Arc<Answer>>>,
     services: Few<ServiceName, Subscribed>,
-    /// What the client brought and has not subscribed to yet.
+    /// What the client brought and has not subscribed to yet, and until when that is kept.
     held: BTreeMap<ServiceName, HeldList>,
+    held_until: Instant,
+    /// Turns for first lists that it had before it gave the services up: it gets no second one.
+    admitted: Few<ServiceName, Instant>,
     /// Lists that wait: for the balancer to have heard more, or for their turn.
     held_back: Few<ServiceName, (Instant, Arc<Answer>)>,
     pending: Pending,
@@ -104,6 +107,8 @@ struct Subscribed {
     may_know_more: Option<bool>,
     /// Since when a first list may be sent.
     admitted_at: Option<Instant>,
+    /// Whether it was logged that the client refuses a list.
+    refused: bool,
     /// How calls are to be made, as sent last; `None` while it may have something else of an earlier stream.
     policy: Option<Bytes>,
 }
@@ -149,10 +154,12 @@ impl PickStream {
             services: Few::default(),
             held_back: Few::default(),
             pending: Pending::default(),
-            endpoints_max: held.values().map(|list| list.endpoints.len()).max().unwrap_or(0),
+            endpoints_max: held.values().map(|list| list.endpoints.addresses.len()).max().unwrap_or(0),
             allowance: Allowance::new(Instant::now()),
             shared,
+            held_until: Instant::now() + HELD_WAIT_MAX,
             held,
+            admitted: Few::default(),
         }
     }
 
@@ -163,7 +170,8 @@ impl PickStream {
             let waiting = self.pending.since();
             let unread = waiting.map(|since| since + UNREAD_MAX);
             let held_back = self.held_back.iter().map(|(_, (until, _))| *until).min();
-            let due = unread.into_iter().chain(held_back).min();
+            let held = (!self.held.is_empty()).then_some(self.held_until);
+            let due = unread.into_iter().chain(held_back).chain(held).min();
             tokio::select! {
                 message = requests.next(PICK_REQUEST_BYTES_MAX + self.endpoints_max * OUTCOME_BYTES_MAX) => match message {
                     Ok(Some(message)) => if let Err(end) = self.hear(message) { return end },
@@ -199,6 +207,9 @@ impl PickStream {
     /// What was held back until now is due.
     fn let_go(&mut self) {
         let now = Instant::now();
+        if self.held_until <= now {
+            self.held.clear();
+        }
         let due: Vec<_> =
             self.held_back.iter().filter(|(_, (until, _))| *until <= now).map(|(s, _)| s.clone()).collect();
         for service in due {
@@ -257,12 +268,19 @@ impl PickStream {
             let words = format!("a stream carries at most {SUBSCRIPTIONS_PER_STREAM_MAX} services");
             return self.object(name, Code::ResourceExhausted, "SUBSCRIPTIONS_MAX", &words);
         }
-        if !self.connection.subscribe(SUBSCRIPTIONS_PER_CONNECTION_MAX) {
-            let words = format!("a connection carries at most {SUBSCRIPTIONS_PER_CONNECTION_MAX} subscriptions");
+        if !self.connection.subscribe(SUBSCRIPTIONS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_PEER_MAX) {
+            let words = format!(
+                "a connection carries at most {SUBSCRIPTIONS_PER_CONNECTION_MAX} subscriptions, those of one peer \
+                 together {SUBSCRIPTIONS_PER_PEER_MAX}"
+            );
             return self.object(name, Code::ResourceExhausted, "SUBSCRIPTIONS_MAX", &words);
         }
         let held = self.held.remove(&service);
-        let subscribed = Subscribed { digest: held.as_ref().map(|held| held.digest), ..Subscribed::default() };
+        let subscribed = Subscribed {
+            digest: held.as_ref().map(|held| held.digest),
+            admitted_at: self.admitted.remove(&service),
+            ..Subscribed::default()
+        };
         self.session.subscribed(&service, held.unwrap_or_default().endpoints);
         let answers = self.shared.cohorts.subscribe(&service, &self.cohort);
         self.answers.insert(service.clone(), WatchStream::new(answers));
@@ -273,7 +291,12 @@ impl PickStream {
         let Ok(service) = ServiceName::parse(name) else {
             return self.object(name, Code::InvalidArgument, "SERVICE_INVALID", "no such subscription");
         };
-        if self.services.remove(&service).is_some() {
+        if let Some(given_up) = self.services.remove(&service) {
+            if let Some(turn) = given_up.admitted_at
+                && self.admitted.len() < SUBSCRIPTIONS_PER_STREAM_MAX
+            {
+                self.admitted.insert(service.clone(), turn);
+            }
             self.connection.unsubscribe(1);
             self.answers.remove(&service);
             self.held_back.remove(&service);
@@ -293,12 +316,15 @@ impl PickStream {
             return;
         }
         let words = printable(&ack.refused);
-        tracing::warn!(client = %self.client, %service, words, "a client refused a list");
-        if self.session.refused(&service, version, words) {
-            metrics::counter!(telemetry::PICK_NACKS_TOTAL, "service" => telemetry::service_label(&service))
-                .increment(1);
-        } else {
-            count("ACK_UNKNOWN");
+        if !self.session.refused(&service, version, words.clone()) {
+            return count("ACK_UNKNOWN");
+        }
+        metrics::counter!(telemetry::PICK_NACKS_TOTAL, "service" => telemetry::service_label(&service)).increment(1);
+        // Once: a client must not fill the log.
+        if let Some(subscribed) = self.services.get_mut(&service)
+            && !std::mem::replace(&mut subscribed.refused, true)
+        {
+            tracing::warn!(client = %self.client, %service, words, "a client refused a list");
         }
     }
 
@@ -340,7 +366,9 @@ impl PickStream {
                 self.shared.driver.outcomes(&self.client, service, &told.address, told.outcomes);
             }
         }
-        for (outcome, count) in sums.iter().filter(|(_, count)| **count > 0) {
+        // A name that nobody knows is not a label: a client could make up any number of them.
+        let is_known = snapshot.services.contains_key(service);
+        for (outcome, count) in sums.iter().filter(|(_, count)| is_known && **count > 0) {
             let labels = [("service", telemetry::service_label(service)), ("outcome", (*outcome).to_owned())];
             metrics::counter!(telemetry::CLIENT_CALLS_TOTAL, &labels).increment(*count);
         }

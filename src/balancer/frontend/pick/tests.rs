@@ -19,8 +19,8 @@ use super::*;
 use crate::{
     config::Limits,
     limits::{
-        OUTCOME_BYTES_MAX, PICK_REQUEST_BYTES_MAX, PUSHBACK, SUBSCRIPTIONS_PER_CONNECTION_MAX,
-        SUBSCRIPTIONS_PER_STREAM_MAX,
+        HELD_ENDPOINTS_PER_CONNECTION_MAX, HELD_WAIT_MAX, OUTCOME_BYTES_MAX, PICK_REQUEST_BYTES_MAX, PUSHBACK,
+        SUBSCRIPTIONS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_STREAM_MAX,
     },
     testing::{PATIENCE, address, configure, connect, driver_with, eventually, list, serve, service, until},
 };
@@ -29,6 +29,7 @@ struct Balancer {
     driver: Handle,
     clients: Arc<Clients>,
     cohorts: Arc<Cohorts>,
+    pick: Pick,
     draining: CancellationToken,
     address: SocketAddr,
     stop: CancellationToken,
@@ -66,8 +67,8 @@ async fn balancer_that_admits(driver: Handle, stop: CancellationToken, admission
     });
     // One test lets half a minute pass at once: no sign of life can come in between.
     let limits = Limits { keepalive_interval: Duration::from_secs(3_600), ..Limits::default() };
-    let address = serve(Routes::new(pick), limits, &stop).await;
-    Balancer { driver, clients, cohorts, draining, address, stop }
+    let address = serve(Routes::new(pick.clone()), limits, &stop).await;
+    Balancer { driver, clients, cohorts, pick, draining, address, stop }
 }
 
 struct Client {
@@ -407,6 +408,7 @@ async fn the_first_message_is_a_hello_and_a_good_one() {
         (Ask::Hello(hello("a", "a/b/c/d")), "LOCALITY_INVALID"),
         (Ask::Hello(Hello { held: vec![held(""); 2], ..hello("a", "") }), "SERVICE_INVALID"),
         (Ask::Hello(Hello { held: vec![held("a"); 257], ..hello("a", "") }), "HELD_LISTS_MAX"),
+        (Ask::Hello(Hello { held: vec![bringing("a", 10_001)], ..hello("a", "") }), "HELD_ENDPOINTS_MAX"),
     ];
     for (first, reason) in cases {
         let mut client = Client::open(connect(balancer.address).await).await;
@@ -416,6 +418,87 @@ async fn the_first_message_is_a_hello_and_a_good_one() {
     let mut twice = Client::greeted(&balancer, "a").await;
     twice.ask(Ask::Hello(hello("a", "")));
     assert_eq!(refused(&mut twice).await, (Code::InvalidArgument, "HELLO_TWICE".to_owned()));
+}
+
+/// A list with so many endpoints that a client says it holds.
+fn bringing(service: &str, endpoints: usize) -> v1::HeldList {
+    let endpoints = (0..endpoints).map(|number| format!("h{number}:1")).collect();
+    v1::HeldList { service: service.into(), endpoints, ..Default::default() }
+}
+
+#[tokio::test]
+async fn what_clients_bring_on_one_connection_has_an_end_and_is_forgotten_if_nobody_asks_for_it() {
+    let balancer = balancer().await;
+    let channel = connect(balancer.address).await;
+    let greet = async |held: Vec<v1::HeldList>| {
+        let client = Client::open(channel.clone()).await;
+        client.ask(Ask::Hello(Hello { client_id: "a".into(), held, ..Hello::default() }));
+        client
+    };
+    let mut full = Vec::new();
+    let lists: Vec<_> = (0..5).map(|number| bringing(&format!("s{number}"), 10_000)).collect();
+    for number in 1..=HELD_ENDPOINTS_PER_CONNECTION_MAX / 50_000 {
+        full.push(greet(lists.clone()).await);
+        eventually("it is greeted", || balancer.clients.count() == number).await;
+    }
+    let mut further = greet(vec![bringing("s", 1)]).await;
+    assert_eq!(refused(&mut further).await, (Code::ResourceExhausted, "HELD_ENDPOINTS_MAX".to_owned()));
+    // Who brings nothing is served, and what is not asked for makes room.
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let mut empty = greet(Vec::new()).await;
+    empty.subscribe("greeter");
+    empty.offered(&["10.0.0.1:1"]).await;
+    tokio::time::pause();
+    tokio::time::advance(HELD_WAIT_MAX).await;
+    tokio::time::resume();
+    let served = async {
+        loop {
+            let mut further = greet(vec![bringing("greeter", 1)]).await;
+            further.subscribe("greeter");
+            match further.answer().await {
+                Ok(_) => return,
+                Err(status) => assert_eq!(status.code(), Code::ResourceExhausted, "{status}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, served).await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn a_stream_has_one_turn_for_the_first_list_of_a_service_however_often_it_gives_it_up() {
+    let balancer = balancer().await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    client.offered(&["10.0.0.1:1"]).await;
+    let now = tokio::time::Instant::now();
+    balancer.pick.0.admission.enter(1 << 30, now).unwrap();
+    assert!(balancer.pick.0.admission.enter(1, now).is_err(), "there is no turn for anybody else");
+    client.ask(Ask::Unsubscribe(Unsubscribe { service: "greeter".into() }));
+    client.subscribe("greeter");
+    client.offered(&["10.0.0.1:1"]).await;
+}
+
+#[tokio::test]
+async fn a_service_that_a_client_made_up_is_no_label() {
+    let page = crate::telemetry::install();
+    let balancer = balancer().await;
+    list(&balancer.driver, "known-one", &["h0:1"]).await;
+    let mut client = Client::open(connect(balancer.address).await).await;
+    let held = vec![bringing("made-up", 1), bringing("known-one", 1)];
+    client.ask(Ask::Hello(Hello { client_id: "a".into(), held, ..Hello::default() }));
+    for name in ["made-up", "known-one"] {
+        client.subscribe(name);
+        let endpoints = vec![v1::EndpointOutcomes { address: "h0:1".into(), ok: 1, ..Default::default() }];
+        client.ask(Ask::Outcomes(Outcomes { service: name.into(), endpoints }));
+    }
+    eventually("the known one is counted", || {
+        page.render().contains("lookaside_client_calls_total{service=\"known-one\",outcome=\"ok\"} 1")
+    })
+    .await;
+    assert!(!page.render().contains("made-up"));
+    client.list().await;
 }
 
 #[tokio::test]
