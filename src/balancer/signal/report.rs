@@ -18,7 +18,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{config::Live, convert, driver::Handle, limits::REPORT_BYTES_MAX, signal::Holders, telemetry};
+use crate::{
+    accept::Connection, config::Live, convert, driver::Handle, limits::REPORT_BYTES_MAX, signal::Holders, telemetry,
+};
 
 mod mailbox;
 mod parse;
@@ -140,8 +142,9 @@ impl reporter_server::Reporter for Service {
             ip: request.remote_addr().ok_or_else(unknown)?.ip().to_canonical(),
             local_ip: request.local_addr().map(|address| address.ip().to_canonical()),
         };
+        let connection = request.extensions().get::<Connection>().cloned().unwrap_or_default();
         let (out, responses) = mpsc::channel(1);
-        let stream = stream::Stream::new(self, self.streams.enter(), peer);
+        let stream = stream::Stream::new(self, self.streams.enter(), peer, connection);
         tokio::spawn(stream.serve(request.into_inner(), out, self.draining.clone()));
         Ok(Response::new(ReceiverStream::new(responses)))
     }

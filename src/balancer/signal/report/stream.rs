@@ -25,9 +25,13 @@ use super::{
     parse::{self, Registration},
 };
 use crate::{
+    accept::{self, Connection},
     convert,
     driver::{self, Handle, unix_ms},
-    limits::{REGISTRATION_WAIT_MAX, REPORT_LOOK_PERIOD, REPORT_PERIOD_MIN},
+    limits::{
+        REGISTRATION_PERIOD_MIN, REGISTRATION_WAIT_MAX, REGISTRATIONS_PER_PEER_MAX, REPORT_LOOK_PERIOD,
+        REPORT_PERIOD_MIN,
+    },
     signal::Holders,
     telemetry,
 };
@@ -40,8 +44,13 @@ pub(super) struct Stream {
     holders: Holders,
     entered: Entered,
     peer: Peer,
+    connection: Connection,
+    /// Counts it among those of its peer, once it has asked to be registered.
+    counted: Option<accept::Registered>,
     /// What it is registered as; `None` until the table has taken it.
     me: Option<Registration>,
+    /// When the table was last asked to take it.
+    registered_at: Instant,
     is_leaving: bool,
     /// Words that the table was told, so that it is not told the same each second.
     heard: Vec<Override>,
@@ -60,14 +69,17 @@ enum Over {
 }
 
 impl Stream {
-    pub(super) fn new(service: &Service, entered: Entered, peer: Peer) -> Self {
+    pub(super) fn new(service: &Service, entered: Entered, peer: Peer, connection: Connection) -> Self {
         Self {
             driver: service.driver.clone(),
             rules: Arc::clone(&service.rules),
             holders: service.holders.clone(),
             entered,
             peer,
+            connection,
+            counted: None,
             me: None,
+            registered_at: Instant::now(),
             is_leaving: false,
             heard: Vec::new(),
             sent: None,
@@ -106,6 +118,7 @@ impl Stream {
         let mut holders_changed = self.holders.changed.clone();
         let age = self.rules.live.config().limits.connection_age.mul_f64(rand::random_range(0.9..1.1));
         let old_at = Instant::now() + age;
+        let leaving = self.connection.leaving().clone();
         let mut next_take = Instant::now();
         let mut next_look = Instant::now();
         loop {
@@ -117,7 +130,7 @@ impl Stream {
                     let (Ok(permit), Some(answer)) = (permit, answer) else { return Over::Gone };
                     permit.send(Ok(answer.clone()));
                     if answer.draining {
-                        return Over::Ended(Some(leaving()));
+                        return Over::Ended(Some(balancer_leaves()));
                     }
                     self.remember(answer);
                 }
@@ -131,7 +144,14 @@ impl Stream {
                 () = sleep_until(old_at) => return Over::Ended(None),
                 () = draining.cancelled(), if !draining.is_cancelled() => {
                     if self.me.is_none() {
-                        return Over::Ended(Some(leaving()));
+                        return Over::Ended(Some(balancer_leaves()));
+                    }
+                }
+                // The connection has reached its age: cut after its grace, this would look like the backend's end. At the
+                // end of the balancer connections go as well, but the backend is told that first.
+                () = leaving.cancelled(), if !draining.is_cancelled() => {
+                    if !draining.is_cancelled() {
+                        return Over::Ended(None);
                     }
                 }
                 () = change(&mut holders_changed), if self.is_leaving => {}
@@ -156,6 +176,9 @@ impl Stream {
         }
         if let Some(registration) = news.registration {
             self.register(registration).await?;
+        }
+        if news.load.is_some() {
+            self.stay_registered().await?;
         }
         if let Some(me) = &self.me {
             let backend = me.backend();
@@ -183,24 +206,54 @@ impl Stream {
         if self.me.as_ref() == Some(&registration) {
             return Ok(()); // Repeated: reports renew the lease.
         }
-        let (service, endpoint) = (registration.service.clone(), registration.endpoint.clone());
-        match self.driver.ask(Event::Registered { service, endpoint }).await {
+        match self.enter(&registration).await {
             Ok(()) => {
                 self.entered.speak_for(registration.backend());
                 self.me = Some(registration);
                 Ok(())
             }
-            Err(driver::Error::Stopped) => Err(Over::Ended(Some(leaving()))),
-            Err(driver::Error::Refused(refusal)) => {
-                let status = convert::refusal(&refusal);
-                count_refused(&status);
-                if self.me.is_none() {
-                    return Err(Over::Ended(Some(status)));
-                }
+            Err(status) if self.me.is_none() => Err(Over::Ended(Some(status))),
+            Err(status) => {
                 self.refused = Some(status);
                 Ok(())
             }
         }
+    }
+
+    /// A backend that was stopped for a lease is gone from the table, while its stream lived on: a report of it is a sign
+    /// of life, and it is what it was. If the table does not take it back, the stream ends, so that the backend hears why.
+    async fn stay_registered(&mut self) -> Result<(), Over> {
+        let Some(me) = self.me.clone().filter(|_| !self.is_leaving) else { return Ok(()) };
+        // The snapshot that shows a registration comes a moment later.
+        let is_early = self.registered_at.elapsed() < REGISTRATION_PERIOD_MIN;
+        if is_early || is_registered(&self.driver.snapshots().borrow(), &me) {
+            return Ok(());
+        }
+        tracing::info!(service = %me.service, address = %me.endpoint.address, "a backend that was given up reports again");
+        self.enter(&me).await.map_err(|status| Over::Ended(Some(status)))
+    }
+
+    /// Asks the table to take it; the status says why it does not.
+    async fn enter(&mut self, registration: &Registration) -> Result<(), Status> {
+        self.registered_at = Instant::now();
+        if self.counted.is_none() {
+            let counted = self.connection.register(REGISTRATIONS_PER_PEER_MAX);
+            self.counted = Some(counted.ok_or_else(|| {
+                let words = format!("at most {REGISTRATIONS_PER_PEER_MAX} backends of one address are registered");
+                let status = accept::later("REGISTRATIONS_MAX", &words);
+                count_refused(&status);
+                status
+            })?);
+        }
+        let (service, endpoint) = (registration.service.clone(), registration.endpoint.clone());
+        self.driver.ask(Event::Registered { service, endpoint }).await.map_err(|error| match error {
+            driver::Error::Stopped => balancer_leaves(),
+            driver::Error::Refused(refusal) => {
+                let status = convert::refusal(&refusal);
+                count_refused(&status);
+                status
+            }
+        })
     }
 
     async fn hear(&mut self, word: Override) {
@@ -351,7 +404,14 @@ fn words_on<'a>(snapshot: &'a Snapshot, me: &Registration) -> &'a [Override] {
     service.and_then(|service| service.endpoint(&me.endpoint.address)).map_or(&[], |endpoint| &endpoint.overrides)
 }
 
-fn leaving() -> Status {
+/// Whether the table holds the registration of this start of the backend.
+fn is_registered(snapshot: &Snapshot, me: &Registration) -> bool {
+    let service = snapshot.services.get(&me.service);
+    let endpoint = service.and_then(|service| service.endpoint(&me.endpoint.address));
+    endpoint.is_some_and(|endpoint| endpoint.lease.is_some() && endpoint.spec.incarnation == me.endpoint.incarnation)
+}
+
+fn balancer_leaves() -> Status {
     convert::refused(Unavailable, "BALANCER_DRAINING", "the balancer is draining", &[])
 }
 

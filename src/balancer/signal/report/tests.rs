@@ -6,7 +6,7 @@ use std::{
 
 use lookaside_core::{
     config::ServiceConfig,
-    event::{Action, Override, Scope},
+    event::{Action, CheckOutcome, Event, Override, Scope},
     model::Address,
     snapshot::{EndpointSnapshot, State},
 };
@@ -18,6 +18,7 @@ use tonic_types::StatusExt as _;
 use super::*;
 use crate::{
     config::{Config, Limits},
+    limits::REGISTRATIONS_PER_PEER_MAX,
     signal::testing::{Server, service, start_driver, until_endpoint},
     testing::PATIENCE,
 };
@@ -25,7 +26,8 @@ use crate::{
 /// A balancer's reporting side, and what a test can do to it.
 struct World {
     driver: Handle,
-    server: Server,
+    address: SocketAddr,
+    _server: Option<Server>,
     draining: CancellationToken,
     is_held: Arc<AtomicBool>,
     held_changed: watch::Sender<u64>,
@@ -35,11 +37,16 @@ struct World {
 
 impl World {
     async fn start() -> Self {
-        Self::start_aged(Duration::from_secs(3600)).await
+        Self::start_with(Duration::from_secs(3600), ServiceConfig::default(), None).await
     }
 
     async fn start_aged(stream_age: Duration) -> Self {
-        let (driver, stop) = start_driver(ServiceConfig::default());
+        Self::start_with(stream_age, ServiceConfig::default(), None).await
+    }
+
+    /// Behind our own listener where there are limits for it.
+    async fn start_with(stream_age: Duration, defaults: ServiceConfig, listener: Option<Limits>) -> Self {
+        let (driver, stop) = start_driver(defaults);
         let is_held = Arc::new(AtomicBool::new(false));
         let (held_changed, changed) = watch::channel(0);
         let holds = Arc::clone(&is_held);
@@ -49,12 +56,19 @@ impl World {
         let rules = Rules { live: Live::fixed(Config { limits, ..Config::default() }), own: Vec::new() };
         let reporter = Service::new(driver.clone(), rules, holders, draining.clone());
         let streams = reporter.streams();
-        let server = Server::start(Routes::new(reporter.into_server())).await;
-        Self { driver, server, draining, is_held, held_changed, streams, _stop: stop }
+        let routes = Routes::new(reporter.into_server());
+        let (address, server) = match listener {
+            Some(limits) => (crate::testing::serve(routes, limits, &stop).await, None),
+            None => {
+                let server = Server::start(routes).await;
+                (server.address, Some(server))
+            }
+        };
+        Self { driver, address, _server: server, draining, is_held, held_changed, streams, _stop: stop }
     }
 
     async fn connect(&self) -> Backend {
-        let channel = Channel::from_shared(format!("http://{}", self.server.address)).unwrap().connect().await.unwrap();
+        let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
         let (reports, requests) = mpsc::channel(1_000);
         let mut client = ReporterClient::new(channel).max_encoding_message_size(10 << 20);
         let responses = client.report(ReceiverStream::new(requests)).await.unwrap().into_inner();
@@ -187,13 +201,13 @@ async fn a_later_bad_message_is_refused_and_the_stream_lives() {
 #[tokio::test]
 async fn bytes_that_are_no_message_end_the_stream_with_a_reason() {
     let world = World::start().await;
-    let stream = tokio::net::TcpStream::connect(world.server.address).await.unwrap();
+    let stream = tokio::net::TcpStream::connect(world.address).await.unwrap();
     let io = hyper_util::rt::TokioIo::new(stream);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await.unwrap();
     tokio::spawn(connection);
     let garbage = http_body_util::Full::new(bytes::Bytes::from_static(&[0, 0, 0, 0, 3, 0xff, 0xff, 0xff]));
-    let request = http::Request::post(format!("http://{}/lookaside.v1.Reporter/Report", world.server.address))
+    let request = http::Request::post(format!("http://{}/lookaside.v1.Reporter/Report", world.address))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(garbage)
@@ -334,4 +348,105 @@ async fn an_old_stream_ends_in_good_order() {
     let mut backend = world.connect().await;
     backend.send(registering(1)).await;
     assert_eq!(backend.end().await, (Code::Ok, String::new()));
+}
+
+/// A world in which a backend registered at [`address`] and was silent for so long that it is gone from the table, though
+/// its stream is still there.
+async fn given_up() -> (World, Backend) {
+    let defaults = ServiceConfig {
+        lease: Duration::from_millis(300),
+        report_period: Duration::from_millis(100),
+        ..ServiceConfig::default()
+    };
+    let world = World::start_with(Duration::from_secs(3600), defaults, None).await;
+    crate::testing::list(&world.driver, "s", &["127.0.0.1:9"]).await;
+    let mut backend = world.connect().await;
+    backend.send(registering(1)).await;
+    backend.until(|a| a.accepted).await;
+    let at = Address::parse(&address().to_string()).unwrap();
+    let gone = async {
+        while world.driver.snapshots().borrow().services[&service()].endpoint(&at).is_some() {
+            let outcome = CheckOutcome::Unreachable { detail: "it does not answer".into() };
+            world.driver.ask(Event::Checked { service: service(), address: at.clone(), outcome }).await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("it is never given up");
+    (world, backend)
+}
+
+/// Goes on reporting until the answer is that.
+async fn wait_reporting<T>(reports: &mpsc::Sender<v1::LoadReport>, found: impl Future<Output = T>) -> T {
+    let reporting = async {
+        for sequence in 2.. {
+            let _ = reports.send(reporting(sequence, 3)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        found = found => found,
+        () = reporting => unreachable!("it reports without end"),
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_was_stopped_for_a_lease_is_back_with_its_first_reports() {
+    let (world, backend) = given_up().await;
+    let back = until_endpoint(&world.driver, address(), |e| e.in_flight == 3);
+    let endpoint = wait_reporting(&backend.reports, back).await;
+    assert!(endpoint.lease.unwrap().connected);
+    assert_eq!(world.streams.open(), 1, "on the stream that it had");
+}
+
+#[tokio::test]
+async fn a_backend_that_cannot_come_back_is_told_so_by_the_end_of_its_stream() {
+    let (world, mut backend) = given_up().await;
+    let mut successor = registering(1);
+    successor.registration.as_mut().unwrap().incarnation = 8;
+    let mut new = world.connect().await;
+    new.send(successor).await;
+    new.until(|a| a.accepted).await;
+    let reports = backend.reports.clone();
+    let end = wait_reporting(&reports, backend.end());
+    let (code, reason) = wait_reporting(&new.reports, end).await;
+    assert_eq!((code, reason.as_str()), (Code::FailedPrecondition, "INCARNATION_OLD"));
+}
+
+#[tokio::test]
+async fn backends_of_one_address_have_an_end_and_the_next_is_told_when_to_come_back() {
+    let connection = Connection::default();
+    let mut registered: Vec<_> =
+        (0..REGISTRATIONS_PER_PEER_MAX).map(|_| connection.register(REGISTRATIONS_PER_PEER_MAX).unwrap()).collect();
+    let (driver, _stop) = start_driver(ServiceConfig::default());
+    let rules = Rules { live: Live::fixed(Config::default()), own: Vec::new() };
+    let holders = Holders { holds: Arc::new(|_, _| false), changed: watch::channel(0).1 };
+    let reporter = Service::new(driver.clone(), rules, holders, CancellationToken::new());
+    let info = tonic::transport::server::TcpConnectInfo { local_addr: None, remote_addr: Some(address()) };
+    let reporter = reporter.into_server();
+    let server = Server::start(tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(connection.clone());
+        request.extensions_mut().insert(info.clone());
+        tower::ServiceExt::oneshot(Routes::new(reporter.clone()), request)
+    }))
+    .await;
+    let connect = async || {
+        let channel = Channel::from_shared(format!("http://{}", server.address)).unwrap().connect().await.unwrap();
+        let (reports, requests) = mpsc::channel(10);
+        reports.send(registering(1)).await.unwrap();
+        let responses = ReporterClient::new(channel).report(ReceiverStream::new(requests)).await.unwrap().into_inner();
+        Backend { reports, responses }
+    };
+    assert_eq!(connect().await.end().await, (Code::ResourceExhausted, "REGISTRATIONS_MAX".to_owned()));
+    registered.pop();
+    connect().await.until(|a| a.accepted).await;
+}
+
+#[tokio::test]
+async fn the_age_of_a_connection_ends_its_report_streams_and_no_backend_is_blamed() {
+    let limits = Limits { connection_age: Duration::from_millis(300), ..Limits::default() };
+    let world = World::start_with(Duration::from_secs(3600), ServiceConfig::default(), Some(limits)).await;
+    let mut backend = world.connect().await;
+    backend.send(registering(1)).await;
+    assert_eq!(backend.end().await, (Code::Ok, String::new()));
+    let endpoint = until_endpoint(&world.driver, address(), |_| true).await;
+    assert!(endpoint.lease.unwrap().connected);
 }
