@@ -31,6 +31,10 @@ pub(crate) const DECISIONS_WAITING_MAX: usize = 64;
 /// How long an order waits to be on disk before it is answered all the same: it holds, only a restart would forget it.
 pub(crate) const SAVE_WAIT_MAX: Duration = Duration::from_secs(1);
 
+/// How long the end of the balancer waits for what is not on disk yet, once everybody has moved on; a disk that hangs is
+/// left behind.
+pub(crate) const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// A failed save is tried again after this.
 pub(crate) const SAVE_RETRY: Duration = Duration::from_secs(5);
 
@@ -185,7 +189,7 @@ pub(crate) const FIRST_LIST_COST_BYTES: usize = 16 << 10;
 /// A stream that would wait longer for its first list is ended and told when to come back.
 pub(crate) const ADMISSION_WAIT_MAX: Duration = Duration::from_secs(3);
 
-/// Larger requests to health and reflection are refused: they carry a name.
+/// Larger requests to health and reflection are refused: they carry a name. So are larger answers to health checks.
 pub(crate) const SMALL_REQUEST_BYTES_MAX: usize = 4 << 10;
 
 /// Larger requests to the admin service are refused.
@@ -216,11 +220,20 @@ pub(crate) const OUTCOME_COUNT_MAX: u64 = 1_000_000_000;
 /// After this a list sent and not acknowledged counts as not in sync.
 pub(crate) const ACK_WAIT: Duration = Duration::from_secs(5);
 
-/// Connections to the metrics listener.
+/// Connections to the metrics listener; a further one is closed at once.
 pub(crate) const METRICS_CONNECTIONS_MAX: usize = 64;
 
-/// Time for a request to the metrics listener.
+/// The same of one peer: nobody is to keep others from asking whether the balancer lives.
+pub(crate) const METRICS_CONNECTIONS_PER_PEER_MAX: usize = 16;
+
+/// Time for the head of a request to the metrics listener; then its connection is closed.
+pub(crate) const METRICS_HEAD_WAIT: Duration = Duration::from_secs(2);
+
+/// Time for a request to the metrics listener and its answer.
 pub(crate) const METRICS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between two renderings of the page of metrics: whoever asks in between gets the last one.
+pub(crate) const METRICS_PERIOD_MIN: Duration = Duration::from_secs(1);
 
 /// A larger report ends its stream with MESSAGE_TOO_LARGE.
 pub(crate) const REPORT_BYTES_MAX: usize = 64 << 10;
@@ -265,6 +278,9 @@ pub(crate) const TOKEN_BYTES_MIN: usize = 16;
 
 /// A longer one is refused as well: it is not a token, but some other file.
 pub(crate) const TOKEN_BYTES_MAX: usize = 4_096;
+
+/// Between two attempts to open the same way to connect to endpoints over TLS while its files are of no use.
+pub(crate) const OPEN_PERIOD_MIN: Duration = Duration::from_secs(1);
 
 /// Ways to connect to endpoints over TLS that are kept open; beyond them, which takes as many reloads, all are read anew.
 pub(crate) const OPENED_MAX: usize = 10_000;

@@ -13,12 +13,15 @@ use lookaside_core::{
     snapshot::{ServiceSnapshot, Snapshot},
 };
 use lookaside_tls::Tls;
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     driver::Handle,
-    limits::{OPENED_MAX, PROBE_LOOK_PERIOD},
+    limits::{OPEN_PERIOD_MIN, OPENED_MAX, PROBE_LOOK_PERIOD},
     tls,
 };
 
@@ -29,29 +32,37 @@ use prober::Prober;
 
 /// Files are read once for all endpoints that are connected to alike.
 #[derive(Default)]
-struct Opened(Mutex<BTreeMap<EndpointTls, Option<Tls>>>);
+struct Opened(Mutex<BTreeMap<EndpointTls, Arc<tokio::sync::Mutex<Opening>>>>);
+
+/// What came of opening files: `Err` says when that was last tried in vain.
+type Opening = Option<Result<Tls, Instant>>;
 
 impl Opened {
     /// `None` when the files are of no use: that is our fault, of which nothing follows for an endpoint. Said once, and
-    /// tried again each time.
-    fn get(&self, tls: &EndpointTls) -> Option<Tls> {
-        let mut opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if opened.len() >= OPENED_MAX {
-            opened.clear();
+    /// tried again as long as somebody asks. Those who ask for the same wait for each other, and for nobody else.
+    async fn get(&self, tls: &EndpointTls) -> Option<Tls> {
+        let opening = {
+            let mut opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if opened.len() >= OPENED_MAX && !opened.contains_key(tls) {
+                opened.clear();
+            }
+            Arc::clone(opened.entry(tls.clone()).or_default())
+        };
+        let mut opening = opening.lock().await;
+        match &*opening {
+            Some(Ok(tls)) => return Some(tls.clone()),
+            Some(Err(tried_at)) if tried_at.elapsed() < OPEN_PERIOD_MIN => return None,
+            Some(Err(_)) | None => {}
         }
-        let before = opened.get(tls).cloned();
-        if let Some(Some(tls)) = before {
-            return Some(tls);
-        }
-        let now = tls::of_endpoints(tls);
+        let tls = tls.clone();
+        // A disk that hangs is not to stop anybody else; an error means that the runtime ends.
+        let now = tokio::task::spawn_blocking(move || tls::of_endpoints(&tls)).await.ok()?;
         if let Err(error) = &now
-            && before.is_none()
+            && opening.is_none()
         {
             tracing::error!(%error, "endpoints that this is for are not checked");
         }
-        let now = now.ok();
-        opened.insert(tls.clone(), now.clone());
-        now
+        opening.insert(now.map_err(|_| Instant::now())).as_ref().ok().cloned()
     }
 }
 

@@ -16,6 +16,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status, body::Body};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
+use crate::limits::{HEADER_LIST_BYTES_MAX, SMALL_REQUEST_BYTES_MAX, STREAM_WINDOW_BYTES};
+
 /// What a check over a connection came to.
 pub(super) enum Answer {
     /// The backend's answer, or one that is as good.
@@ -54,7 +56,13 @@ impl Link {
     /// Connects; the outcome says why that did not work.
     pub(super) async fn open(address: &Address, tls: Option<(&Tls, &str)>) -> Result<Self, CheckOutcome> {
         let stream = dial(address.as_str(), tls).await.map_err(|e| unreachable(&e))?;
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        // An endpoint is not to be believed: it has a word to say, and gets room for no more.
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        builder
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(STREAM_WINDOW_BYTES)
+            .max_header_list_size(HEADER_LIST_BYTES_MAX);
+        let handshake = builder.handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(|e| broken(&e))?;
         let connection = tokio::spawn(async move {
             // Why it ended shows in the call that ended with it.
@@ -65,7 +73,8 @@ impl Link {
             CheckOutcome::Unreachable { detail: "the address is no authority".to_owned() }
         })?;
         Ok(Self {
-            client: HealthClient::with_origin(Caller(sender), origin),
+            client: HealthClient::with_origin(Caller(sender), origin)
+                .max_decoding_message_size(SMALL_REQUEST_BYTES_MAX),
             watch: None,
             is_watchable: true,
             _connection: AbortOnDropHandle::new(connection),

@@ -78,7 +78,7 @@ impl Prober {
     async fn check(&mut self, target: &Target) -> Option<CheckOutcome> {
         let tls = match &target.tls {
             None => None,
-            Some(tls) => Some(self.opened.get(tls)?),
+            Some(tls) => Some(self.opened.get(tls).await?),
         };
         let tls = tls.as_ref().map(|tls| (tls, &*target.tls_name));
         let permits = Arc::clone(&self.permits);

@@ -235,3 +235,47 @@ async fn a_wish_for_a_check_is_granted_at_once_and_a_removed_endpoint_is_left_al
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
     stop.cancel();
 }
+
+#[tokio::test]
+async fn an_answer_that_is_no_word_of_health_is_not_read_to_its_end() {
+    let server = Server::start(tower::service_fn(|_: http::Request<hyper::body::Incoming>| async {
+        // An unknown field of five thousand bytes.
+        let message = [&[0x7a, 0x88, 0x27][..], &[7; 5_000]].concat();
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        let body = http_body_util::Full::new(bytes::Bytes::from([&[0][..], &length, &message].concat()));
+        Ok::<_, Infallible>(http::Response::builder().header("content-type", "application/grpc").body(body).unwrap())
+    }))
+    .await;
+    let (driver, _stop) = probed(server.address, config(OFTEN, PATIENCE)).await;
+    let result = until_result(&driver, server.address, "answered with").await;
+    assert!(result.contains("OutOfRange"), "{result}");
+}
+
+#[tokio::test]
+async fn files_of_no_use_are_opened_once_a_second_by_all_who_want_them_and_used_when_they_are_mended() {
+    let directory = std::env::temp_dir().join(format!("lookaside-probe-{}", std::process::id()));
+    let ca = directory.join("ca.pem").display().to_string();
+    let tls = EndpointTls { ca, cert: String::new(), key: String::new() };
+    let opened = Opened::default();
+    assert!(opened.get(&tls).await.is_none());
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("ca.pem"), CA).unwrap();
+    assert!(opened.get(&tls).await.is_none(), "it was tried just now");
+    tokio::time::pause();
+    tokio::time::advance(crate::limits::OPEN_PERIOD_MIN).await;
+    tokio::time::resume();
+    assert!(opened.get(&tls).await.is_some());
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+const CA: &str = "-----BEGIN CERTIFICATE-----
+MIIBczCCARugAwIBAgIUKJ+BcbNOBcbg7MBEI//gc5T6TAswCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjExMzU5MzFaGA8yMTI2MTAyODEzNTkz
+MVowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABBd6
+6Rp0tTlTQS7p7n2f8Rtj2qIVGdSS6DAHf2x7XF7G6eXRj2umntUsAtImA3OOwlkP
+YejgTmgd5LrA5G1skLWjUzBRMB0GA1UdDgQWBBQN/+SCW1Ca7iostnNSqe8Fj3nP
+/zAfBgNVHSMEGDAWgBQN/+SCW1Ca7iostnNSqe8Fj3nP/zAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0YAMEMCHwFSHvELjt2i/5g8MJGDvPuX5gCgQP90jkX4
+F1MhiTQCIA1BXQqFVjDBseGQNk2/aYjZVAj0WBE6qlJ2+Abz4ztI
+-----END CERTIFICATE-----
+";
