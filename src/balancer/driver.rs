@@ -140,15 +140,15 @@ impl Handle {
     }
 
     /// What an order would do.
-    pub(crate) async fn preview(&self, word: Override) -> Result<Effect, Error> {
-        self.answer(|reply| Message::Preview(word, reply)).await
+    pub(crate) async fn preview(&self, words: Vec<Override>) -> Result<Vec<Effect>, Error> {
+        self.answer(|reply| Message::Preview(words, reply)).await
     }
 
-    /// Carries an order out: its effect, and the version from which on lists of the service show it. It is on disk by
-    /// then, unless the disk is full, read-only or slower than a second, which is logged and counted: it holds all the
+    /// Carries orders out, all of them or none: the effect of each, and the version from which on lists of its service
+    /// show it. They are on disk by then, unless the disk is full, read-only or slower than a second, which is logged and counted: it holds all the
     /// same, until a restart.
-    pub(crate) async fn order(&self, word: Override) -> Result<(Effect, Version), Error> {
-        let done = self.answer(|reply| Message::Order(word, reply)).await?;
+    pub(crate) async fn order(&self, words: Vec<Override>) -> Result<Vec<(Effect, Version)>, Error> {
+        let done = self.answer(|reply| Message::Order(words, reply)).await?;
         if let Some(store) = &self.store {
             store.settled(SAVE_WAIT_MAX).await;
         }
@@ -213,8 +213,8 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 enum Message {
     Tell(Event),
     Ask(Event, Reply<()>),
-    Preview(Override, Reply<Effect>),
-    Order(Override, Reply<(Effect, Version)>),
+    Preview(Vec<Override>, Reply<Vec<Effect>>),
+    Order(Vec<Override>, Reply<Vec<(Effect, Version)>>),
 }
 
 struct Driver {
@@ -234,11 +234,10 @@ struct Driver {
     clock: Clock,
 }
 
-/// An order that was taken and waits for the version that shows it.
+/// Orders that were taken and wait for the version that shows them.
 struct Taken {
-    service: ServiceName,
-    effect: Effect,
-    reply: Reply<(Effect, Version)>,
+    effects: Vec<Effect>,
+    reply: Reply<Vec<(Effect, Version)>>,
 }
 
 impl Driver {
@@ -302,26 +301,32 @@ impl Driver {
             Message::Ask(event, reply) => {
                 let _ = reply.send(self.apply(event, now).map_err(Error::from));
             }
-            Message::Preview(word, reply) => {
-                let word = self.timely(word);
-                let _ = reply.send(self.table.preview(&word, now).map_err(Error::from));
+            Message::Preview(words, reply) => {
+                let _ = reply.send(self.preview(words, now).map(|(effects, _)| effects).map_err(Error::from));
             }
-            Message::Order(word, reply) => {
-                let word = self.timely(word);
-                let service = word.service.clone();
-                let effect = self.table.preview(&word, now);
-                let done = effect.and_then(|effect| self.apply(Event::OverrideSet { word }, now).map(|()| effect));
-                match done {
-                    Ok(effect) => {
-                        self.ordered = true;
-                        taken.push(Taken { service, effect, reply });
-                    }
-                    Err(refusal) => {
-                        let _ = reply.send(Err(refusal.into()));
-                    }
+            Message::Order(words, reply) => match self.order(words, now) {
+                Ok(effects) => taken.push(Taken { effects, reply }),
+                Err(refusal) => {
+                    let _ = reply.send(Err(refusal.into()));
                 }
-            }
+            },
         }
+    }
+
+    /// What orders would do; the first that is refused refuses them all.
+    fn preview(&self, words: Vec<Override>, now: Timestamp) -> Result<(Vec<Effect>, Vec<Override>), Refusal> {
+        let words: Vec<_> = words.into_iter().map(|word| self.timely(word)).collect();
+        let effects = words.iter().map(|word| self.table.preview(word, now)).collect::<Result<_, _>>()?;
+        Ok((effects, words))
+    }
+
+    fn order(&mut self, words: Vec<Override>, now: Timestamp) -> Result<Vec<Effect>, Refusal> {
+        let (effects, words) = self.preview(words, now)?;
+        for word in words {
+            self.ordered = true;
+            self.apply(Event::OverrideSet { word }, now)?;
+        }
+        Ok(effects)
     }
 
     /// An order given now is the newest there is, whatever the wall clock said when the ones before were set.
@@ -390,9 +395,12 @@ impl Driver {
             return;
         }
         let snapshot = self.publisher.borrow();
-        for Taken { service, effect, reply } in taken {
-            let version = snapshot.services.get(&service).map_or(snapshot.version, |s| s.version);
-            let _ = reply.send(Ok((effect, version)));
+        let shown = |effect: Effect| {
+            let version = snapshot.services.get(&effect.service).map_or(snapshot.version, |s| s.version);
+            (effect, version)
+        };
+        for Taken { effects, reply } in taken {
+            let _ = reply.send(Ok(effects.into_iter().map(shown).collect()));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Overrides that operators set: what they mean, what they would do, and the order itself.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use lookaside_core::{
     event::{Action, Override, Scope},
@@ -58,24 +58,29 @@ async fn order(
         remaining: (for_ms > 0).then(|| Duration::from_millis(for_ms)),
     });
     let words: Vec<_> = words.collect();
-    let mut effects = Vec::new();
-    // All of them first: an order that one service refuses is refused whole.
-    for word in &words {
-        let effect = parts.driver.preview(word.clone()).await.map_err(|error| status(&error))?;
-        effects.push(say(parts, action, &effect, None));
-    }
-    if !dry_run {
-        effects.clear();
-        for word in words {
+    // An order that one service refuses is refused whole, and one on many services is carried out at once.
+    let effects: Vec<_> = if dry_run {
+        let effects = parts.driver.preview(words).await.map_err(|error| status(&error))?;
+        effects.into_iter().map(|effect| (effect, None)).collect()
+    } else {
+        for word in &words {
             tracing::info!(
                 service = %word.service, scope = ?word.scope, action = name(action), reason = word.reason, actor = word.actor,
                 "an operator's order"
             );
-            let (effect, version) = parts.driver.order(word).await.map_err(|error| status(&error))?;
-            effects.push(say(parts, action, &effect, Some(version)));
         }
+        let effects = parts.driver.order(words).await.map_err(|error| status(&error))?;
+        effects.into_iter().map(|(effect, version)| (effect, Some(version))).collect()
+    };
+    let mut clients = BTreeMap::<_, usize>::new();
+    for view in parts.clients.views() {
+        *clients.entry(view.service).or_default() += 1;
     }
-    Ok(v1::SetOverrideResponse { effects })
+    let say = |(effect, version): (Effect, _)| {
+        let clients = clients.get(&effect.service).copied().unwrap_or_default();
+        say(action, &effect, clients, version)
+    };
+    Ok(v1::SetOverrideResponse { effects: effects.into_iter().map(say).collect() })
 }
 
 /// The services that an order is about.
@@ -112,8 +117,7 @@ fn status(error: &driver::Error) -> Status {
     }
 }
 
-fn say(parts: &Parts, action: Action, effect: &Effect, version: Option<Version>) -> set_override_response::Effect {
-    let clients = parts.clients.views().into_iter().filter(|view| view.service == effect.service).count();
+fn say(action: Action, effect: &Effect, clients: usize, version: Option<Version>) -> set_override_response::Effect {
     set_override_response::Effect {
         service: effect.service.to_string(),
         addresses: effect.addresses.iter().map(ToString::to_string).collect(),

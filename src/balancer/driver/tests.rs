@@ -129,19 +129,36 @@ async fn a_herd_of_events_beyond_a_turn_and_a_queue_is_applied_whole() {
 #[tokio::test(start_paused = true)]
 async fn an_order_answers_with_its_effect_and_the_version_that_shows_it() {
     let (handle, _stop) = begin(Vec::new(), None);
-    let stranger = handle.order(drain(1)).await;
+    let stranger = handle.order(vec![drain(1)]).await;
     assert!(matches!(stranger, Err(Error::Refused(Refusal::UnknownService { .. }))), "{stranger:?}");
     for n in [1, 2] {
         handle.ask(registered(n)).await.unwrap();
     }
-    let preview = handle.preview(drain(1)).await.unwrap();
+    let preview = handle.preview(vec![drain(1)]).await.unwrap().remove(0);
     let before = until(&handle, |s| endpoint(s, 2).is_some()).await;
     assert_ne!(endpoint(&before, 1).unwrap().state, State::Draining, "a preview changes nothing");
-    let (effect, version) = handle.order(drain(1)).await.unwrap();
+    let (effect, version) = handle.order(vec![drain(1)]).await.unwrap().remove(0);
     assert_eq!((&effect, effect.addresses.as_slice()), (&preview, &[address(1)][..]));
     let after = Arc::clone(&handle.snapshots().borrow());
     assert_eq!(endpoint(&after, 1).unwrap().state, State::Draining);
     assert_eq!(after.services[&service()].version, version);
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_given_together_are_carried_out_in_one_turn_or_not_at_all() {
+    let (handle, _stop) = begin(Vec::new(), None);
+    for n in [1, 2] {
+        handle.ask(registered(n)).await.unwrap();
+    }
+    until(&handle, |s| endpoint(s, 2).is_some()).await;
+    let stranger = Override { service: ServiceName::parse("nobody").unwrap(), ..drain(2) };
+    let refused = handle.order(vec![drain(1), stranger]).await;
+    assert!(matches!(refused, Err(Error::Refused(Refusal::UnknownService { .. }))), "{refused:?}");
+    until(&handle, |s| endpoint(s, 1).unwrap().state != State::Draining).await;
+    let done = handle.order(vec![drain(1), drain(2)]).await.unwrap();
+    assert_eq!(done[0].1, done[1].1, "one version shows both");
+    let after = Arc::clone(&handle.snapshots().borrow());
+    assert!([1, 2].iter().all(|n| endpoint(&after, *n).unwrap().state == State::Draining));
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,7 +168,7 @@ async fn an_order_is_the_newest_even_when_the_wall_clock_was_set_back() {
     handle.ask(registered(1)).await.unwrap();
     until(&handle, |s| endpoint(s, 1).is_some_and(|e| e.state == State::Draining)).await;
     let undrain = Override { action: Action::Undrain, ..drain(1) };
-    handle.order(undrain).await.unwrap();
+    handle.order(vec![undrain]).await.unwrap();
     let after = Arc::clone(&handle.snapshots().borrow());
     assert_ne!(endpoint(&after, 1).unwrap().state, State::Draining);
 }
@@ -162,7 +179,7 @@ async fn an_order_outlives_a_restart() {
     let (store, tasks, stop) = store::tests::begin(&directory);
     let (handle, _stop) = begin(Vec::new(), Some(store));
     handle.ask(registered(1)).await.unwrap();
-    handle.order(drain(1)).await.unwrap();
+    handle.order(vec![drain(1)]).await.unwrap();
     assert_eq!(store::load(&directory, unix_ms()).overrides, [drain(1)], "it is on disk when it is answered");
     stop.cancel();
     tasks.wait().await;
@@ -221,7 +238,7 @@ async fn words_that_backends_repeat_are_saved_once_a_second_and_orders_at_once()
     // One file for each second begun, however many words.
     let most = began.elapsed().as_secs() + 1;
     assert!(saved.overrides_saved() <= most, "{} saves in {:?}", saved.overrides_saved(), began.elapsed());
-    handle.order(drain(1)).await.unwrap();
+    handle.order(vec![drain(1)]).await.unwrap();
     let kept = store::load(&directory, unix_ms()).overrides;
     assert!(kept[0].set_at_unix_ms > 200, "{kept:?}");
     std::fs::remove_dir_all(directory).unwrap();
@@ -234,7 +251,7 @@ async fn decisions_are_kept_and_told_each_once() {
     until(&handle, |s| endpoint(s, 1).is_some()).await;
     let (kept, mut live) = handle.decisions();
     assert_eq!(kept.first().and_then(|r| r.decision.address.clone()), Some(address(1)));
-    handle.order(drain(1)).await.unwrap();
+    handle.order(vec![drain(1)]).await.unwrap();
     let next = tokio::time::timeout(Duration::from_secs(1), live.recv()).await.unwrap().unwrap();
     let (kept, _) = handle.decisions();
     assert!(kept.iter().filter(|r| Arc::ptr_eq(&r.decision, &next.decision)).count() == 1);

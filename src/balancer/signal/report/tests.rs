@@ -302,7 +302,7 @@ async fn a_backend_learns_of_its_overrides_and_a_balancer_learns_them_back() {
         expires_at_unix_ms: 0,
         remaining: None,
     };
-    world.driver.order(word).await.unwrap();
+    world.driver.order(vec![word]).await.unwrap();
     let told = backend.until(|a| !a.overrides.is_empty()).await.overrides;
     assert_eq!(told[0].reason, "maintenance");
 
