@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, service::interceptor::InterceptedService};
 
 use crate::{
+    accept::Connection,
     config::{Listen, Live},
     convert::{self, refused},
     driver::Handle,
@@ -152,7 +153,8 @@ impl admin_server::Admin for Service {
         &self,
         request: Request<v1::WatchDecisionsRequest>,
     ) -> Result<Response<Self::WatchDecisionsStream>, Status> {
-        decisions::watch(&self.0, request.into_inner()).map(Response::new)
+        let connection = request.extensions().get::<Connection>().cloned().unwrap_or_default();
+        decisions::watch(&self.0, request.into_inner(), &connection).map(Response::new)
     }
 
     async fn set_override(
@@ -160,7 +162,7 @@ impl admin_server::Admin for Service {
         request: Request<v1::SetOverrideRequest>,
     ) -> Result<Response<v1::SetOverrideResponse>, Status> {
         let peer = request.remote_addr();
-        access::may_order(self.0.token.as_ref(), peer, request.metadata()).await?;
+        access::may_order(self.0.token.as_ref(), peer, request.metadata())?;
         orders::set(&self.0, request.into_inner(), peer).await.map(Response::new)
     }
 }

@@ -25,3 +25,4 @@ mod tls;
 
 pub use config::Config;
 pub use run::{Error, Running, run};
+pub use store::InUse;

@@ -11,6 +11,7 @@ use lookaside_proto::v1::{balancer_server, reporter_server};
 use tokio::{
     net::{TcpListener, TcpSocket},
     task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
@@ -26,10 +27,13 @@ use crate::{
         cohorts::Cohorts,
         pick::{self, Admission, Pick, Shared},
     },
-    limits::{CONNECTIONS_WAITING_MAX, METRICS_CONNECTIONS_MAX, SMALL_REQUEST_BYTES_MAX},
+    limits::{
+        CONNECTIONS_WAITING_MAX, METRICS_CONNECTIONS_MAX, METRICS_CONNECTIONS_PER_PEER_MAX, SMALL_REQUEST_BYTES_MAX,
+        STOP_WAIT_MAX,
+    },
     signal::{Holders, probe, report},
     source::{Source as _, dns::Names, file::File},
-    store::{self, Store},
+    store::{self, InUse, Lock, Store},
     telemetry::{
         self, PICK_STREAMS, PICK_STREAMS_UNSYNCED,
         gauges::{self, Numbers},
@@ -76,6 +80,9 @@ pub enum Error {
         /// What is too much.
         reason: String,
     },
+    /// The data directory is another balancer's.
+    #[error(transparent)]
+    InUse(#[from] InUse),
     /// A part of the balancer failed; the log has its words.
     #[error("the balancer failed: {0}")]
     Failed(#[from] tokio::task::JoinError),
@@ -90,7 +97,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Waits until it has stopped, which it does within ten seconds after its token was cancelled.
+    /// Waits until it has stopped, which it does within `limits.drain_deadline` and some seconds after its token was
+    /// cancelled, also when a disk hangs.
     ///
     /// # Errors
     /// [`Error::Failed`] when it stopped by a fault of its own.
@@ -106,6 +114,7 @@ impl Running {
 /// [`Error`] says what is in the way; nothing is left running then.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running, Error> {
     let Secrets { certificates, token } = secrets(&config)?;
+    let lock = config.data_dir.as_deref().map(Lock::take).transpose()?;
     let (client, client_address) = listen("client", config.listen.client).await?;
     let (admin, admin_address) = listen("admin", config.listen.admin).await?;
     let (metrics, metrics_address) = listen("metrics", config.listen.metrics).await?;
@@ -161,6 +170,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
         draining: tokens.draining.clone(),
     };
     let picks = base(&health).add_service(Pick::new(shared)).add_service(reports.into_server());
+    let watched = token.clone();
     let orders = admin::Service::new(admin::Parts {
         driver: driver.clone(),
         clients: Arc::clone(&clients),
@@ -190,18 +200,25 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Running,
     }
     listeners.close();
     rooms.spawn(certificates.clone().watch(tokens.stop.clone()));
+    if let Some(token) = watched {
+        rooms.spawn(token.watch(tokens.stop.clone()));
+    }
     let numbers = move || {
         let mut numbers = numbers(&driver, &clients);
         numbers.extend(certificates.numbers());
         numbers
     };
     let page = Arc::new(Page::new(recorder.clone(), numbers, tokens.draining.clone()));
-    let acceptor = Acceptor::new("metrics", metrics, METRICS_CONNECTIONS_MAX, METRICS_CONNECTIONS_MAX);
+    let acceptor = Acceptor::new("metrics", metrics, METRICS_CONNECTIONS_MAX, METRICS_CONNECTIONS_PER_PEER_MAX);
     rooms.spawn(page::serve(acceptor, page, tokens.stop.clone()));
     rooms.spawn(page::upkeep(recorder, tokens.stop.clone()));
     rooms.close();
     tracing::info!(client = %addresses.client, admin = %addresses.admin, metrics = %addresses.metrics, "ready");
-    let task = tokio::spawn(until(shutdown, driving, vital, tokens, health, listeners, rooms));
+    let ending = until(shutdown, driving, vital, tokens, health, listeners, rooms);
+    let task = tokio::spawn(async move {
+        let _lock = lock;
+        ending.await
+    });
     Ok(Running { addresses, task })
 }
 
@@ -251,7 +268,12 @@ async fn until(
         None => driving.await,
     };
     tokens.disk.cancel();
-    rooms.wait().await;
+    if timeout(STOP_WAIT_MAX, rooms.wait()).await.is_err() {
+        tracing::error!(
+            tasks = rooms.len(),
+            "stopped without waiting any longer: a disk hangs, and may not have what was told last"
+        );
+    }
     driven?;
     others?;
     tracing::info!("stopped");

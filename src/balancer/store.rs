@@ -1,7 +1,7 @@
 //! What outlives the process, in the data directory: operators' words, and the last known good state of every service. Each
 //! is one file, replaced whole by renaming, written by a task of its own. A disk that is full, read-only or slow degrades
 //! loudly and stops nothing: what could not be written holds in memory. A file that cannot be used is put aside with a
-//! reason, and the start goes on without it.
+//! reason, and the start goes on without it. The directory is for one process at a time.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,10 +15,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::telemetry;
 
 mod disk;
+mod lock;
 mod overrides;
 mod snapshot;
 mod writer;
 
+pub use lock::InUse;
+pub(crate) use lock::Lock;
 pub(crate) use overrides::revived;
 use writer::{State, Writer};
 

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::output::Format;
 
 /// Lookaside: a lookaside load balancer for gRPC. Clients ask it where to send, then send there themselves.
@@ -87,10 +87,20 @@ enum Command {
     Version(version::Args),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long the process waits at its end for threads that a disk or a name server keeps.
+const THREADS_WAIT: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli).await {
+    let done = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => {
+            let done = runtime.block_on(run(cli));
+            runtime.shutdown_timeout(THREADS_WAIT);
+            done
+        }
+        Err(error) => Err(Failure::new(Exit::Failed, format!("cannot start: {error}"))),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// Listeners that may be in plaintext where others reach them: client, admin
     #[arg(long, value_name = "LISTENER[,LISTENER]", value_delimiter = ',')]
     allow_plaintext: Vec<Listener>,
-    /// Where overrides outlive a restart [default: nowhere]
+    /// Where overrides and the last good state outlive a restart [default: nowhere]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 }
@@ -81,7 +81,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             Error::Exposed { .. } | Error::Secrets { .. } | Error::Services { .. } => {
                 Failure::new(Exit::Config, chain(&error))
             }
-            Error::Failed(_) => failure,
+            // As with an address: whoever has it may be on its way out.
+            Error::InUse(_) | Error::Failed(_) => failure,
         }
     })?;
     let Listen { client, admin, metrics } = running.addresses;

@@ -138,7 +138,9 @@ fn summary(config: &Config) -> Summary {
 
 fn shown(file: &str, summary: &Summary) -> String {
     let Summary { listen, data_dir, registration, services, endpoints, method_rules } = summary;
-    let kept = data_dir.as_ref().map_or("nothing".to_owned(), |dir| format!("overrides, in {}", dir.display()));
+    let kept = data_dir
+        .as_ref()
+        .map_or("nothing".to_owned(), |dir| format!("overrides and the last good state, in {}", dir.display()));
     let registration = if *registration { "backends register themselves" } else { "no self-registration" };
     [
         format!("{}: valid", output::clean(file)),

@@ -3,8 +3,10 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use lookaside_tls::{Error, Material, Reloading};
+use lookaside_tls::{Error, LOOK_PERIOD, Look, Material, Reloading};
 use subtle::ConstantTimeEq as _;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, metadata::MetadataMap};
 
 use crate::{
@@ -36,10 +38,29 @@ impl Token {
         Ok(Self(Arc::new(Reloading::load("token of operators", vec![material], make)?)))
     }
 
-    async fn is(&self, shown: &[u8]) -> bool {
-        let token = Arc::clone(&self.0);
-        // A disk that hangs is not to stop anybody else; an error means that the runtime ends.
-        let _ = tokio::task::spawn_blocking(move || token.look()).await;
+    /// Looks at its file once a second, until `stop` is cancelled.
+    pub(crate) async fn watch(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(LOOK_PERIOD) => {}
+            }
+            let token = Arc::clone(&self.0);
+            // A disk that hangs is not to stop anybody else; an error means that the runtime ends.
+            if let Ok(Look::Refused) = tokio::task::spawn_blocking(move || token.look()).await {
+                tracing::error!(
+                    "there is no token of operators: orders from other machines are refused until its file has one"
+                );
+            }
+        }
+    }
+
+    /// Whether its file has no token any more: whoever takes it away means that the one before is no longer good.
+    fn is_void(&self) -> bool {
+        self.0.refused().is_some()
+    }
+
+    fn is(&self, shown: &[u8]) -> bool {
         // In a time that does not tell how much of it was right.
         self.0.current().ct_eq(shown).into()
     }
@@ -60,11 +81,7 @@ fn parse(place: &str, text: &[u8]) -> Result<Vec<u8>, Error> {
 }
 
 /// Whether a request that orders something may.
-pub(super) async fn may_order(
-    token: Option<&Token>,
-    peer: Option<SocketAddr>,
-    metadata: &MetadataMap,
-) -> Result<(), Status> {
+pub(super) fn may_order(token: Option<&Token>, peer: Option<SocketAddr>, metadata: &MetadataMap) -> Result<(), Status> {
     // Where a request comes from must be known to be trusted.
     if peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
         return Ok(());
@@ -75,10 +92,13 @@ pub(super) async fn may_order(
                      (admin.token_file, LOOKASIDE_ADMIN_TOKEN)";
         return denied("LOOPBACK_ONLY", words);
     };
+    if token.is_void() {
+        return denied("TOKEN_VOID", "the balancer has no token of operators any more: its file is gone or has none");
+    }
     let shown = metadata.get("authorization").map(|value| value.as_bytes());
     match shown.and_then(|value| value.strip_prefix(SCHEME.as_bytes())) {
         None => denied("TOKEN_MISSING", "orders from another machine need the token of operators (--token-file)"),
-        Some(shown) if token.is(shown).await => Ok(()),
+        Some(shown) if token.is(shown) => Ok(()),
         Some(_) => denied("TOKEN_WRONG", "this is not the token of operators"),
     }
 }
@@ -89,13 +109,13 @@ mod tests {
 
     const SECRET: &str = "0123456789abcdef";
 
-    async fn asked(token: Option<&str>, peer: Option<&str>, shown: Option<&str>) -> String {
+    fn asked(token: Option<&str>, peer: Option<&str>, shown: Option<&str>) -> String {
         let token = token.map(|text| Token::load(&config::Token::Text(text.to_owned())).unwrap());
         let mut metadata = MetadataMap::new();
         if let Some(shown) = shown {
             metadata.insert("authorization", shown.parse().unwrap());
         }
-        match may_order(token.as_ref(), peer.map(|peer| peer.parse().unwrap()), &metadata).await {
+        match may_order(token.as_ref(), peer.map(|peer| peer.parse().unwrap()), &metadata) {
             Ok(()) => "yes".to_owned(),
             Err(status) => {
                 use tonic_types::StatusExt as _;
@@ -105,21 +125,58 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn orders_from_elsewhere_need_the_token_and_those_from_here_do_not() {
+    #[test]
+    fn orders_from_elsewhere_need_the_token_and_those_from_here_do_not() {
         let right = format!("Bearer {SECRET}");
         for here in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
-            assert_eq!(asked(None, Some(here), None).await, "yes");
-            assert_eq!(asked(Some(SECRET), Some(here), None).await, "yes");
+            assert_eq!(asked(None, Some(here), None), "yes");
+            assert_eq!(asked(Some(SECRET), Some(here), None), "yes");
         }
         for elsewhere in [Some("10.0.0.7:1"), Some("[2001:db8::1]:1"), None] {
-            assert_eq!(asked(None, elsewhere, Some(&right)).await, "LOOPBACK_ONLY");
-            assert_eq!(asked(Some(SECRET), elsewhere, None).await, "TOKEN_MISSING");
-            assert_eq!(asked(Some(SECRET), elsewhere, Some(SECRET)).await, "TOKEN_MISSING");
-            assert_eq!(asked(Some(SECRET), elsewhere, Some("Bearer ")).await, "TOKEN_WRONG");
-            assert_eq!(asked(Some(SECRET), elsewhere, Some("Bearer 0123456789abcdeF")).await, "TOKEN_WRONG");
-            assert_eq!(asked(Some(SECRET), elsewhere, Some(&right)).await, "yes");
+            assert_eq!(asked(None, elsewhere, Some(&right)), "LOOPBACK_ONLY");
+            assert_eq!(asked(Some(SECRET), elsewhere, None), "TOKEN_MISSING");
+            assert_eq!(asked(Some(SECRET), elsewhere, Some(SECRET)), "TOKEN_MISSING");
+            assert_eq!(asked(Some(SECRET), elsewhere, Some("Bearer ")), "TOKEN_WRONG");
+            assert_eq!(asked(Some(SECRET), elsewhere, Some("Bearer 0123456789abcdeF")), "TOKEN_WRONG");
+            assert_eq!(asked(Some(SECRET), elsewhere, Some(&right)), "yes");
         }
+    }
+
+    /// Waits until a request from elsewhere is answered so.
+    async fn wait_answered(token: &Token, wanted: &str) {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", format!("Bearer {SECRET}").parse().unwrap());
+        let answered = async {
+            loop {
+                use tonic_types::StatusExt as _;
+                let answer = may_order(Some(token), None, &metadata);
+                let reason = answer.map_or_else(|s| s.get_details_error_info().unwrap().reason, |()| "yes".to_owned());
+                if reason == wanted {
+                    return;
+                }
+                sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(crate::testing::PATIENCE, answered).await.unwrap_or_else(|_| panic!("never {wanted}"));
+    }
+
+    #[tokio::test]
+    async fn a_token_whose_file_goes_or_is_emptied_is_good_for_nothing_until_there_is_one_again() {
+        let path = std::env::temp_dir().join(format!("lookaside-token-{}", std::process::id()));
+        std::fs::write(&path, SECRET).unwrap();
+        let (token, stop) = (Token::load(&config::Token::File(path.clone())).unwrap(), CancellationToken::new());
+        tokio::spawn(token.clone().watch(stop.clone()));
+        wait_answered(&token, "yes").await;
+        std::fs::remove_file(&path).unwrap();
+        wait_answered(&token, "TOKEN_VOID").await;
+        std::fs::write(&path, SECRET).unwrap();
+        wait_answered(&token, "yes").await;
+        std::fs::write(&path, "").unwrap();
+        wait_answered(&token, "TOKEN_VOID").await;
+        std::fs::write(&path, "fedcba9876543210").unwrap();
+        wait_answered(&token, "TOKEN_WRONG").await;
+        stop.cancel();
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use super::Parts;
 use crate::{
+    accept::Connection,
     convert,
     driver::{Handle, Recorded},
     limits::DECISIONS_WAITING_MAX,
@@ -30,7 +31,11 @@ impl Wanted {
 }
 
 /// The last ones, and if asked for those to come.
-pub(super) fn watch(parts: &Parts, request: v1::WatchDecisionsRequest) -> Result<Decisions, Status> {
+pub(super) fn watch(
+    parts: &Parts,
+    request: v1::WatchDecisionsRequest,
+    connection: &Connection,
+) -> Result<Decisions, Status> {
     let service = match request.service.as_str() {
         "" => None,
         name => Some(convert::service(name)?),
@@ -54,7 +59,7 @@ pub(super) fn watch(parts: &Parts, request: v1::WatchDecisionsRequest) -> Result
     let mut past: Vec<_> = kept.into_iter().filter(|recorded| wanted.includes(recorded)).collect();
     past.drain(..past.len().saturating_sub(request.last as usize));
     let (out, decisions) = mpsc::channel(DECISIONS_WAITING_MAX);
-    let (driver, draining) = (parts.driver.clone(), parts.draining.clone());
+    let (driver, draining, leaving) = (parts.driver.clone(), parts.draining.clone(), connection.leaving().clone());
     tokio::spawn(async move {
         for recorded in past {
             if out.send(Ok(say(&driver, &recorded))).await.is_err() {
@@ -65,14 +70,16 @@ pub(super) fn watch(parts: &Parts, request: v1::WatchDecisionsRequest) -> Result
             return;
         }
         loop {
+            let ends = |why| {
+                // Nobody may be there to hear it.
+                let _ = out.try_send(Err(Status::unavailable(why)));
+            };
             let recorded = tokio::select! {
+                biased; // At the end of the balancer connections end as well.
+                () = draining.cancelled() => return ends("balancer is draining"),
+                () = leaving.cancelled() => return ends("the connection has reached its age: open another"),
                 recorded = coming.recv() => recorded,
                 () = out.closed() => return,
-                () = draining.cancelled() => {
-                    // Nobody may be there to hear it.
-                    let _ = out.try_send(Err(Status::unavailable("balancer is draining")));
-                    return;
-                }
             };
             match recorded {
                 Ok(recorded) if wanted.includes(&recorded) => {

@@ -121,6 +121,44 @@ async fn metrics_are_in_the_format_of_prometheus_and_all_declared() {
 }
 
 #[tokio::test]
+async fn a_data_directory_is_for_one_balancer_at_a_time() {
+    let directory = store::tests::directory("lock");
+    let config = || Config { data_dir: Some(directory.clone()), ..config() };
+    let shutdown = CancellationToken::new();
+    let running = run(config(), shutdown.clone()).await.unwrap();
+    let error = run(config(), CancellationToken::new()).await.unwrap_err();
+    assert!(
+        matches!(error, Error::InUse(_)) && error.to_string().contains(&directory.display().to_string()),
+        "{error}"
+    );
+    shutdown.cancel();
+    timeout(PATIENCE, running.finished()).await.expect("it ends").unwrap();
+    let shutdown = CancellationToken::new();
+    let running = run(config(), shutdown.clone()).await.unwrap();
+    shutdown.cancel();
+    timeout(PATIENCE, running.finished()).await.expect("it ends").unwrap();
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_does_not_keep_a_balancer_from_its_end() {
+    let directory = store::tests::directory("hangs");
+    std::fs::create_dir_all(&directory).unwrap();
+    // Whoever writes to a pipe that nobody reads waits.
+    let pipe = directory.join("overrides.json.new");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let shutdown = CancellationToken::new();
+    let config = Config { data_dir: Some(directory.clone()), ..config() };
+    let running = run(config, shutdown.clone()).await.unwrap();
+    shutdown.cancel();
+    let ended = timeout(STOP_WAIT_MAX + PATIENCE, running.finished()).await;
+    // The runtime of the test waits for the writer.
+    drop(std::fs::File::open(&pipe).unwrap());
+    ended.expect("it ends").unwrap();
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
 async fn an_address_in_use_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let holder = std::net::TcpListener::bind(taken).unwrap();
