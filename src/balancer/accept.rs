@@ -24,8 +24,8 @@ use tower::Service as _;
 use crate::{
     config::{Limits, Live},
     limits::{
-        CONNECTION_WINDOW_BYTES, GOAWAY_WAIT, HANDSHAKES_MAX, HEADER_LIST_BYTES_MAX, REQUEST_WAIT_MAX,
-        RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
+        CONNECTION_WINDOW_BYTES, GOAWAY_WAIT, HANDSHAKES_MAX, HEADER_LIST_BYTES_MAX, PEER_SUBSCRIPTIONS_PER_STREAM,
+        REQUEST_WAIT_MAX, RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
     },
     telemetry,
 };
@@ -75,19 +75,22 @@ pub(crate) struct Connection {
     leave: CancellationToken,
     /// What its streams take up together, counted by whoever serves them.
     counts: Arc<Counts>,
-    peer: Arc<Peer>,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
+    peer: Arc<Peer>,
+    peer_subscriptions_max: usize,
     unfinished_bytes: Counted,
     subscriptions: Counted,
     held_endpoints: Counted,
 }
 
 impl Connection {
-    fn new(leave: CancellationToken, peer: &Arc<Peer>) -> Self {
-        Self { leave, counts: Arc::default(), peer: Arc::clone(peer) }
+    fn new(leave: CancellationToken, peer: &Arc<Peer>, streams_per_peer: usize) -> Self {
+        let peer_subscriptions_max = streams_per_peer.saturating_mul(PEER_SUBSCRIPTIONS_PER_STREAM);
+        let counts = Counts { peer: Arc::clone(peer), peer_subscriptions_max, ..Counts::default() };
+        Self { leave, counts: Arc::new(counts) }
     }
 
     /// Cancelled when the peer is told to go away: at its age, or at the end of the balancer. Long streams then end by
@@ -107,12 +110,12 @@ impl Connection {
         self.counts.unfinished_bytes.take(before);
     }
 
-    /// Counts a subscription, if the connection has fewer than `max` and its peer fewer than `max_of_peer`.
-    pub(crate) fn subscribe(&self, max: usize, max_of_peer: usize) -> bool {
+    /// Counts a subscription, if the connection has fewer than `max`, and its peer fewer than it may have.
+    pub(crate) fn subscribe(&self, max: usize) -> bool {
         if !self.counts.subscriptions.add(1, max) {
             return false;
         }
-        let is_counted = self.peer.subscriptions.add(1, max_of_peer);
+        let is_counted = self.counts.peer.subscriptions.add(1, self.counts.peer_subscriptions_max);
         if !is_counted {
             self.counts.subscriptions.take(1);
         }
@@ -122,7 +125,7 @@ impl Connection {
     /// So many fewer.
     pub(crate) fn unsubscribe(&self, count: usize) {
         self.counts.subscriptions.take(count);
-        self.peer.subscriptions.take(count);
+        self.counts.peer.subscriptions.take(count);
     }
 
     /// Counts endpoints that a client brought with it, until what is returned is dropped; `None` when there would be more
@@ -135,7 +138,7 @@ impl Connection {
     /// Counts a backend that registers on one of its streams, until what is returned is dropped; `None` when the peer has
     /// `max` of them already.
     pub(crate) fn register(&self, max: usize) -> Option<Registered> {
-        self.peer.registrations.add(1, max).then(|| Registered(Arc::clone(&self.peer)))
+        self.counts.peer.registrations.add(1, max).then(|| Registered(Arc::clone(&self.counts.peer)))
     }
 }
 
@@ -293,7 +296,7 @@ impl Listening {
         deadline: Instant,
     ) -> Result<(), Error> {
         let io = TokioIo::new(Meter::new(io, limits.streams_per_connection));
-        let this = Connection::new(self.offer.stop.child_token(), vitals.peer());
+        let this = Connection::new(self.offer.stop.child_token(), vitals.peer(), limits.streams_per_peer);
         let leave = this.leave.clone();
         let tasks = Tasks::default();
         let service = hyper::service::service_fn(|mut request: http::Request<hyper::body::Incoming>| {

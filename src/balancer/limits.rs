@@ -136,9 +136,9 @@ pub(crate) const COHORTS_PER_SERVICE_MAX: usize = 4_096;
 /// Subscriptions on all streams of a connection; a further one is answered by a service error.
 pub(crate) const SUBSCRIPTIONS_PER_CONNECTION_MAX: usize = 10_000;
 
-/// Subscriptions on all streams of a peer; a further one is answered by a service error. Each takes about a kilobyte, also
-/// of a name that nobody knows.
-pub(crate) const SUBSCRIPTIONS_PER_PEER_MAX: usize = 50_000;
+/// Subscriptions of a peer for each stream that it may have (`limits.streams_per_peer`), so 50,000 by default; a further one
+/// is answered by a service error. Each takes about a kilobyte, also of a name that nobody knows.
+pub(crate) const PEER_SUBSCRIPTIONS_PER_STREAM: usize = 2;
 
 /// Errors that wait for a client to read; further ones are dropped, since it does not care.
 pub(crate) const ERRORS_WAITING_MAX: usize = 64;

@@ -38,7 +38,7 @@ const REACHED: &[(&str, &str)] = &[
     ("REQUEST_WAIT_MAX", "a_request_that_does_not_come_to_its_end_is_ended"),
     ("SUBSCRIPTIONS_PER_STREAM_MAX", "there_is_an_end_to_what_one_stream_may_subscribe"),
     ("SUBSCRIPTIONS_PER_CONNECTION_MAX", "there_is_an_end_to_what_one_connection_may_subscribe"),
-    ("SUBSCRIPTIONS_PER_PEER_MAX", "there_is_an_end_to_what_one_peer_may_subscribe_on_all_its_connections"),
+    ("PEER_SUBSCRIPTIONS_PER_STREAM", "there_is_an_end_to_what_one_peer_may_subscribe_on_all_its_connections"),
     ("COHORTS_PER_SERVICE_MAX", "clients_from_more_places_than_there_can_be_share_the_lists_of_an_unknown_place"),
     ("ERRORS_WAITING_MAX", "a_client_that_does_not_read_its_errors_costs_no_more_for_it"),
     (

@@ -167,19 +167,19 @@ mod tests {
     fn there_is_an_end_to_what_one_peer_may_subscribe_on_all_its_connections() {
         use crate::{
             accept::Connection,
-            limits::{SUBSCRIPTIONS_PER_CONNECTION_MAX as OF_ONE, SUBSCRIPTIONS_PER_PEER_MAX as OF_ALL},
+            limits::{PEER_SUBSCRIPTIONS_PER_STREAM, SUBSCRIPTIONS_PER_CONNECTION_MAX as OF_ONE},
         };
         let peer = Arc::new(Peer::default());
-        let connections: Vec<_> = (0..=OF_ALL / OF_ONE).map(|_| Connection::new(Default::default(), &peer)).collect();
-        let (last, others) = connections.split_last().unwrap();
-        for connection in others {
-            assert_eq!((0..).take_while(|_| connection.subscribe(OF_ONE, OF_ALL)).count(), OF_ONE);
+        let streams = 2 * OF_ONE / PEER_SUBSCRIPTIONS_PER_STREAM;
+        let connect = |peer| Connection::new(Default::default(), peer, streams);
+        let [one, two, three] = [&peer; 3].map(connect);
+        for connection in [&one, &two] {
+            assert_eq!((0..).take_while(|_| connection.subscribe(OF_ONE)).count(), OF_ONE);
         }
-        assert!(!last.subscribe(OF_ONE, OF_ALL));
-        others[0].unsubscribe(1);
-        assert!(last.subscribe(OF_ONE, OF_ALL) && !last.subscribe(OF_ONE, OF_ALL));
-        assert!(!others[0].subscribe(OF_ONE, OF_ALL), "it is the peer that has no room");
-        let stranger = Connection::new(Default::default(), &Arc::default());
-        assert!(stranger.subscribe(OF_ONE, OF_ALL));
+        assert!(!three.subscribe(OF_ONE));
+        one.unsubscribe(1);
+        assert!(three.subscribe(OF_ONE) && !three.subscribe(OF_ONE));
+        assert!(!one.subscribe(OF_ONE), "it is the peer that has no room");
+        assert!(connect(&Arc::default()).subscribe(OF_ONE), "a stranger has");
     }
 }

@@ -29,8 +29,8 @@ use crate::{
         few::Few,
     },
     limits::{
-        HELD_WAIT_MAX, LAST_WORDS_WAIT, NEWCOMER_WAIT, OUTCOME_BYTES_MAX, PICK_REQUEST_BYTES_MAX,
-        SUBSCRIPTIONS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_PEER_MAX, SUBSCRIPTIONS_PER_STREAM_MAX, UNREAD_MAX,
+        HELD_WAIT_MAX, LAST_WORDS_WAIT, NEWCOMER_WAIT, OUTCOME_BYTES_MAX, PEER_SUBSCRIPTIONS_PER_STREAM,
+        PICK_REQUEST_BYTES_MAX, SUBSCRIPTIONS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_STREAM_MAX, UNREAD_MAX,
     },
     telemetry,
 };
@@ -268,10 +268,10 @@ impl PickStream {
             let words = format!("a stream carries at most {SUBSCRIPTIONS_PER_STREAM_MAX} services");
             return self.object(name, Code::ResourceExhausted, "SUBSCRIPTIONS_MAX", &words);
         }
-        if !self.connection.subscribe(SUBSCRIPTIONS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_PEER_MAX) {
+        if !self.connection.subscribe(SUBSCRIPTIONS_PER_CONNECTION_MAX) {
             let words = format!(
-                "a connection carries at most {SUBSCRIPTIONS_PER_CONNECTION_MAX} subscriptions, those of one peer \
-                 together {SUBSCRIPTIONS_PER_PEER_MAX}"
+                "a connection carries at most {SUBSCRIPTIONS_PER_CONNECTION_MAX} subscriptions, and a peer \
+                 {PEER_SUBSCRIPTIONS_PER_STREAM} for each stream that it may have"
             );
             return self.object(name, Code::ResourceExhausted, "SUBSCRIPTIONS_MAX", &words);
         }
