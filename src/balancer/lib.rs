@@ -24,5 +24,5 @@ mod testing;
 mod tls;
 
 pub use config::Config;
-pub use run::{Error, Running, run};
+pub use run::{Error, Running, check_files, run};
 pub use store::InUse;

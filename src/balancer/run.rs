@@ -287,6 +287,14 @@ struct Secrets {
 }
 
 /// Reads them, before anything is opened: a balancer that is less secure than it was told to be does not start.
+/// Opens the files of certificates, keys and tokens that a configuration names, as a start would, and starts nothing.
+///
+/// # Errors
+/// [`Error::Exposed`] and [`Error::Secrets`], as at a start.
+pub fn check_files(config: &Config) -> Result<(), Error> {
+    secrets(config).map(drop)
+}
+
 fn secrets(config: &Config) -> Result<Secrets, Error> {
     let security = &config.security;
     if let Some((listener, address)) = security.exposed(&config.listen).next() {

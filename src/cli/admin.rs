@@ -113,6 +113,7 @@ pub(crate) fn question_timeout(global: &Global) -> Duration {
 
 /// A connection to `host:port`, and what TLS has to say if it breaks. Fails when it is not made in time.
 pub(crate) async fn connect(address: &str, timeout: Duration, tls: Option<Tls>) -> Result<(Channel, Trouble), Failure> {
+    let is_secured = tls.is_some();
     let connector = Connector::new(tls, address);
     let trouble = connector.trouble();
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
@@ -132,7 +133,13 @@ pub(crate) async fn connect(address: &str, timeout: Duration, tls: Option<Tls>) 
         Err(error) => {
             // "transport error" says nothing that its cause does not say better.
             let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), chain);
-            Err(Failure::unreachable(address, trouble.said().unwrap_or(&cause)))
+            let failure = Failure::unreachable(address, trouble.said().unwrap_or(&cause));
+            Err(match is_secured {
+                true => failure.next(format!(
+                    "http://{address}, if it does not speak TLS: with --ca an address without a scheme is taken to"
+                )),
+                false => failure,
+            })
         }
     }
 }

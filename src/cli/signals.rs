@@ -1,5 +1,7 @@
 //! Signals that ask this process to stop.
 
+use std::time::{Duration, Instant};
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{Exit, Failure};
@@ -8,19 +10,32 @@ use crate::exit::{Exit, Failure};
 pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    requested_at: Option<Instant>,
 }
+
+/// Supervisors signal a process and its group: two signals in a row are one wish.
+const SAME_WISH: Duration = Duration::from_secs(1);
 
 impl Stop {
     /// Begins to catch them. Fails when the system refuses.
     pub(crate) fn catch() -> Result<Self, Failure> {
-        Ok(Self { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, requested_at: None })
     }
 
-    /// Resolves at the next one; those that came while nobody waited count as one.
+    /// Resolves at the next one; those that came while nobody waited count as one, and so do those within a second of the
+    /// last.
     pub(crate) async fn requested(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+            let now = Instant::now();
+            let before = self.requested_at.replace(now);
+            if before.is_none_or(|before| now.duration_since(before) >= SAME_WISH) {
+                return;
+            }
         }
     }
 }

@@ -4,24 +4,35 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use lookaside_balancer::config::{Config, Error, Problem};
+use lookaside_balancer::{
+    check_files,
+    config::{Config, Error, Problem},
+};
 use serde::Serialize;
 
 use crate::Global;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, chain};
 use crate::output::{self, Envelope, Format};
 
 /// Check a configuration file: every mistake with its place and what would be right; nothing is started
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   lookaside validate -c deploy/lookaside.yaml
+  lookaside validate -c lookaside.yaml --files
   lookaside validate -c lookaside.yaml -o json | jq '.items[] | {code, line, message}'
+
+What the file says is checked on any machine; the certificates, keys and tokens that it names only with --files, where they
+are. Mistakes that only show between valid values come once the others are mended.
 
 Exits with 0 when the file is valid, with 78 when it is not. The codes (LKS0103) stay the same from version to version.")]
 pub(crate) struct Args {
     /// Configuration file
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
+
+    /// Open the certificates, keys and tokens that it names as well, as a start on this machine would
+    #[arg(long)]
+    files: bool,
 }
 
 /// Beside the mistakes: what the file says, if there are none.
@@ -73,7 +84,13 @@ struct Item<'a> {
 pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let file = args.config.display().to_string();
     match Config::load(&args.config) {
-        Ok(config) => valid(global, file, &config),
+        Ok(config) => {
+            if args.files {
+                check_files(&config)
+                    .map_err(|error| Failure::new(Exit::Config, format!("{file}: {}", chain(&error))))?;
+            }
+            valid(global, file, &config)
+        }
         Err(error) => {
             invalid(global, &file, &error)?;
             let count = error.problems.len();

@@ -161,6 +161,11 @@ text_type! {
     Address
 }
 
+/// Whether a host is all digits and dots, which no name is (RFC 1123, section 2.1).
+fn is_numbers(host: &str) -> bool {
+    host.chars().all(|c| c.is_ascii_digit() || c == '.')
+}
+
 impl Address {
     /// `host:port`, an `http://` before it is taken off; the host may be a name, an IPv4 or a bracketed IPv6 address.
     pub fn parse(text: &str) -> Result<Self, Error> {
@@ -179,6 +184,9 @@ impl Address {
             None if host.contains(':') => return Err(bad("an IPv6 address needs brackets")),
             None if !host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c)) => {
                 return Err(bad("the host is neither a name nor an address"));
+            }
+            None if is_numbers(host) && host.parse::<std::net::Ipv4Addr>().is_err() => {
+                return Err(bad("the host is no IPv4 address, and a name has letters"));
             }
             None => {}
         }

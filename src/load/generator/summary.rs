@@ -13,7 +13,7 @@ pub struct Summary {
     pub failed: u64,
     /// How they ended, by the canonical name of the code.
     pub failures_by_code: BTreeMap<&'static str, u64>,
-    /// The first few failures in their words, with the time since the start of the run.
+    /// The first few failures that differ in their words, with the time since the start of the run.
     pub first_failures: Vec<String>,
     /// Median latency from the scheduled start, microseconds, over every call that was sent, failed ones too.
     pub p50_us: u64,

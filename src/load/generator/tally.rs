@@ -136,9 +136,14 @@ impl Tally {
 
     /// Why a call failed, for as long as there is room.
     pub(crate) fn because(&mut self, now: Duration, status: &tonic::Status) {
-        if self.first_failures.len() < FAILURES_KEPT_MAX {
-            let words: String = status.message().chars().take(FAILURE_CHARS_MAX).collect();
-            self.first_failures.push(format!("after {:.3} s, {}: {words}", now.as_secs_f64(), name(status.code())));
+        if self.first_failures.len() >= FAILURES_KEPT_MAX {
+            return;
+        }
+        let words: String = status.message().chars().take(FAILURE_CHARS_MAX).collect();
+        let words = format!("{}: {words}", name(status.code()));
+        // The same words again say nothing new.
+        if !self.first_failures.iter().any(|failure| failure.ends_with(&words)) {
+            self.first_failures.push(format!("after {:.3} s, {words}", now.as_secs_f64()));
         }
     }
 

@@ -73,8 +73,8 @@ struct Held {
 enum Fared {
     /// Its addresses are new, and live so long. With them, what was wrong all the same.
     Fresh(Duration, SocketAddr, Option<String>),
-    /// It has none, and that is believed.
-    Gone(Option<Duration>),
+    /// It has none, for this reason, and that is believed.
+    Gone(Absence, Option<Duration>),
     /// What it had stays.
     Kept(String, Option<Duration>),
 }
@@ -136,6 +136,7 @@ impl Memory {
         let targets: BTreeSet<Target> = places.iter().map(|place| place.target.clone()).collect();
         self.targets.retain(|target, _| targets.contains(target));
         let (mut fresh, mut unknown, mut complaints, mut retry) = (0, [false; 2], Vec::new(), None);
+        let mut gone = None::<Absence>;
         for target in &targets {
             let held = self.targets.entry(target.clone()).or_default();
             let asked = asked.remove(target).unwrap_or_default();
@@ -150,7 +151,10 @@ impl Memory {
                     from.get_or_insert(server);
                     complaints.extend(complaint.map(|complaint| (target, complaint)));
                 }
-                Fared::Gone(life) => retry = shorter(retry, life),
+                Fared::Gone(absence, life) => {
+                    retry = shorter(retry, life);
+                    gone.get_or_insert(absence);
+                }
                 Fared::Kept(complaint, life) => {
                     retry = shorter(retry, life);
                     complaints.push((target, complaint));
@@ -172,6 +176,9 @@ impl Memory {
         self.inherited.retain(|address, _| unknown[usize::from(address.as_str().starts_with('['))]);
         endpoints.iter().for_each(|endpoint| drop(self.inherited.remove(&endpoint.address)));
         let mut detail = records::answered(dns, endpoints.len(), targets.len(), lives.filter(|_| fresh > 0));
+        if let Some(absence) = gone {
+            detail.push_str(&format!(", {}", absence.words()));
+        }
         if let Some(from) = from {
             detail.push_str(&format!(", from {from}"));
         }
@@ -230,7 +237,7 @@ impl Held {
             return Fared::Kept(doubted(from, absence, self.empties), lives);
         }
         self.forget(gone);
-        Fared::Gone(lives)
+        Fared::Gone(absence, lives)
     }
 
     fn forget(&mut self, gone: [bool; 2]) {

@@ -173,7 +173,8 @@ async fn an_absence_is_believed_only_when_it_was_said_again_and_again() {
         world.is_stale("this is the 1.").await;
         world.lists(&["10.0.0.1:50051"]).await;
         // Told then, and for the table the proof begins: the list itself stays for another half minute.
-        world.is_well("0 addresses").await;
+        let why = if code == ResponseCode::NXDomain { "no such name (NXDOMAIN)" } else { "no records" };
+        world.is_well(&format!("0 addresses, {why}")).await;
         until(&world.driver, |snapshot| {
             let service = greeter(snapshot).unwrap();
             listed(service).is_empty() && service.offered().count() == 1
