@@ -232,8 +232,8 @@ pub(crate) const METRICS_HEAD_WAIT: Duration = Duration::from_secs(2);
 /// Time for a request to the metrics listener and its answer.
 pub(crate) const METRICS_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Between two renderings of the page of metrics: whoever asks in between gets the last one.
-pub(crate) const METRICS_PERIOD_MIN: Duration = Duration::from_secs(1);
+/// Between two renderings of the page of metrics: whoever asks in between waits for the next one.
+pub(crate) const METRICS_PERIOD_MIN: Duration = Duration::from_millis(100);
 
 /// A larger report ends its stream with MESSAGE_TOO_LARGE.
 pub(crate) const REPORT_BYTES_MAX: usize = 64 << 10;

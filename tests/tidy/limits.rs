@@ -77,7 +77,10 @@ const REACHED: &[(&str, &str)] = &[
     ("PROBE_LOOK_PERIOD", "a_wish_for_a_check_is_granted_at_once_and_a_removed_endpoint_is_left_alone"),
     ("METRICS_CONNECTIONS_PER_PEER_MAX", "a_peer_that_only_connects_takes_a_part_of_the_listener_and_not_for_long"),
     ("METRICS_HEAD_WAIT", "a_peer_that_only_connects_takes_a_part_of_the_listener_and_not_for_long"),
-    ("METRICS_PERIOD_MIN", "however_often_the_page_is_asked_for_it_is_rendered_once_a_second"),
+    (
+        "METRICS_PERIOD_MIN",
+        "however_many_ask_the_page_is_rendered_ten_times_a_second_and_is_never_older_than_the_question",
+    ),
     ("OPEN_PERIOD_MIN", "files_of_no_use_are_opened_once_a_second_by_all_who_want_them_and_used_when_they_are_mended"),
     ("STOP_WAIT_MAX", "a_disk_that_hangs_does_not_keep_a_balancer_from_its_end"),
     ("SERVICE_LABELS_MAX", "past_the_limit_new_services_share_a_label_and_old_ones_keep_theirs"),
