@@ -20,7 +20,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     accept::{self, Acceptor, Ceiling, Offer},
     admin::{self, Token},
-    config::{Config, Listen, Live, exposed_reason},
+    config::{Code, Config, Listen, Live, exposed_reason},
     driver::{self, Handle},
     frontend::{
         clients::Clients,
@@ -59,7 +59,7 @@ pub enum Error {
         reason: io::Error,
     },
     /// A listener that others reach, without TLS and without a word that this is meant.
-    #[error("{}", exposed_reason(.listener, *.address))]
+    #[error("{} [{}]", exposed_reason(.listener, *.address), Code::Exposed.name())]
     Exposed {
         /// client or admin.
         listener: &'static str,
