@@ -38,6 +38,7 @@ mod tasks;
 mod vitals;
 
 pub(crate) use acceptor::{Accepted, Acceptor};
+use ceiling::Inside;
 pub(crate) use ceiling::{Ceiling, Newcomer};
 use meter::{Flood, Meter, PREFACE};
 use peers::{Counted, Peer};
@@ -340,7 +341,7 @@ impl Listening {
         let path = request.uri().path();
         let is_about_us = path.starts_with("/grpc.");
         let open = match is_about_us || self.has_room(Newcomer::Stream) {
-            true => vitals.open(self.offer.many != Some(path)),
+            true => vitals.open(self.offer.many != Some(path), self.inside()),
             false => Err(later("MEMORY", "the balancer takes the memory that it may have")),
         };
         // Health and reflection: their streams know nothing of the end of a connection.
@@ -377,6 +378,10 @@ impl Listening {
 
     fn has_room(&self, newcomer: Newcomer) -> bool {
         self.offer.ceiling.as_ref().is_none_or(|ceiling| ceiling.has_room(newcomer))
+    }
+
+    fn inside(&self) -> Option<Inside> {
+        self.offer.ceiling.as_ref().map(Ceiling::enter)
     }
 
     fn refuse(&self, reason: &'static str) {

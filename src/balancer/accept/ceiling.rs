@@ -1,11 +1,13 @@
 //! The memory that the process may take. Near its ceiling newcomers are turned away, connections first and streams after
 //! them; whoever has a stream keeps it. What the kernel counts as resident is looked at, since that is what it acts upon.
+//! An allocator keeps what was freed for the next time, so that number hardly falls: once streams have gone, as many come in
+//! again as there were when it was highest, less a tenth.
 
 use std::{
     fs,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -29,11 +31,48 @@ pub(crate) enum Newcomer {
 pub(crate) struct Ceiling {
     live: Live,
     resident_bytes: AtomicU64,
+    /// Streams that are open.
+    inside: AtomicUsize,
+    /// The most memory that was ever resident, and the streams that were open then.
+    most_bytes: AtomicU64,
+    inside_at_most: AtomicUsize,
+}
+
+/// A stream that is counted until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Inside(Arc<Ceiling>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.inside.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Ceiling {
     pub(crate) fn new(live: Live) -> Arc<Self> {
-        Arc::new(Self { live, resident_bytes: AtomicU64::new(0) })
+        Arc::new(Self {
+            live,
+            resident_bytes: AtomicU64::default(),
+            inside: AtomicUsize::default(),
+            most_bytes: AtomicU64::default(),
+            inside_at_most: AtomicUsize::default(),
+        })
+    }
+
+    /// One more stream.
+    pub(crate) fn enter(self: &Arc<Self>) -> Inside {
+        self.inside.fetch_add(1, Ordering::Relaxed);
+        Inside(Arc::clone(self))
+    }
+
+    fn see(&self, resident_bytes: u64) {
+        self.resident_bytes.store(resident_bytes, Ordering::Relaxed);
+        let most_bytes = self.most_bytes.load(Ordering::Relaxed);
+        // By a little it goes up and down whatever happens.
+        if resident_bytes > most_bytes + most_bytes / 64 {
+            self.most_bytes.store(resident_bytes, Ordering::Relaxed);
+            self.inside_at_most.store(self.inside.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
 
     /// Looks on until the end. Where nothing can be read, as on systems without `/proc`, there is always room.
@@ -42,7 +81,7 @@ impl Ceiling {
             let mut was_tight = false;
             loop {
                 if let Some(bytes) = resident_bytes() {
-                    self.resident_bytes.store(bytes, Ordering::Relaxed);
+                    self.see(bytes);
                 }
                 let is_tight = !self.has_room(Newcomer::Connection);
                 if is_tight != was_tight {
@@ -67,7 +106,11 @@ impl Ceiling {
         };
         match self.mib() {
             0 => true,
-            mib => self.resident_bytes.load(Ordering::Relaxed) < (mib << 20) / 100 * percent,
+            mib => {
+                let is_low = self.resident_bytes.load(Ordering::Relaxed) < (mib << 20) / 100 * percent;
+                let at_most = self.inside_at_most.load(Ordering::Relaxed);
+                is_low || self.inside.load(Ordering::Relaxed) < at_most - at_most / 10
+            }
         }
     }
 
@@ -96,12 +139,30 @@ mod tests {
         let (none, some) = (of(0), of(100));
         for (mib, connection, stream) in [(79, true, true), (80, false, true), (89, false, true), (90, false, false)] {
             for ceiling in [&none, &some] {
-                ceiling.resident_bytes.store(mib << 20, Ordering::Relaxed);
+                ceiling.see(mib << 20);
             }
             let room = [Newcomer::Connection, Newcomer::Stream].map(|newcomer| some.has_room(newcomer));
             assert_eq!(room, [connection, stream], "{mib} MiB");
             assert!(none.has_room(Newcomer::Stream));
         }
+    }
+
+    #[test]
+    fn when_streams_have_gone_others_come_in_though_their_memory_stays() {
+        let limits = Limits { memory_mib: 100, ..Limits::default() };
+        let ceiling = Ceiling::new(Live::fixed(Config { limits, ..Config::default() }));
+        let mut streams: Vec<Inside> = (0..100).map(|_| ceiling.enter()).collect();
+        ceiling.see(95 << 20);
+        assert!(!ceiling.has_room(Newcomer::Stream));
+        streams.truncate(89);
+        ceiling.see(94 << 20);
+        assert!(ceiling.has_room(Newcomer::Stream) && ceiling.has_room(Newcomer::Connection));
+        streams.push(ceiling.enter());
+        assert!(!ceiling.has_room(Newcomer::Stream), "a tenth is kept");
+        // Something else takes more: there is room for fewer.
+        streams.truncate(50);
+        ceiling.see(98 << 20);
+        assert!(!ceiling.has_room(Newcomer::Stream));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Status, body::Body};
 
-use super::{Turn, peers::Peer};
+use super::{Turn, ceiling::Inside, peers::Peer};
 use crate::{
     convert,
     limits::{OTHER_STREAMS_MAX, PUSHBACK},
@@ -52,7 +52,7 @@ impl Vitals {
     }
 
     /// Counts a stream, or says why there cannot be one more.
-    pub(super) fn open(self: &Arc<Self>, is_other: bool) -> Result<Open, Status> {
+    pub(super) fn open(self: &Arc<Self>, is_other: bool, inside: Option<Inside>) -> Result<Open, Status> {
         if !self.asked.swap(true, Ordering::Relaxed) {
             self.turn.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
@@ -62,7 +62,7 @@ impl Vitals {
         }
         self.open.fetch_add(1, Ordering::Relaxed);
         let others = if is_other { self.others.fetch_add(1, Ordering::Relaxed) } else { 0 };
-        let open = Open { vitals: Arc::clone(self), is_other };
+        let open = Open { vitals: Arc::clone(self), is_other, _inside: inside };
         if others >= OTHER_STREAMS_MAX {
             let words = format!("a connection has at most {OTHER_STREAMS_MAX} streams beside picks");
             return Err(later("CONNECTION_STREAMS_MAX", &words));
@@ -109,6 +109,7 @@ impl Vitals {
 pub(super) struct Open {
     vitals: Arc<Vitals>,
     is_other: bool,
+    _inside: Option<Inside>,
 }
 
 impl Drop for Open {
