@@ -13,7 +13,14 @@ fn a_pick_and_the_end_of_its_call_allocate_nothing() {
     let keyed = names.iter().zip(0..).map(|(key, id)| Keyed { id, key, priority: 0, weight: 100 });
     let rings = Rings::new(7, 1_250, keyed, &Rings::default());
     for policy in [Policy::LeastLoad, Policy::WeightedRoundRobin, Policy::RoundRobin, Policy::RingHash] {
-        let offer = |n| Offer { peer: Arc::new(Peer::new(n)), weight: 100, priority: 0, ready: true, item: n };
+        let offer = |n| Offer {
+            peer: Arc::new(Peer::new(n)),
+            weight: 100,
+            capacity_milli: 0,
+            priority: 0,
+            ready: true,
+            item: n,
+        };
         let picker = Picker::new(policy, Arc::new(Fleet::new(1)), (0..50).map(offer)).with_rings(&rings);
         let mut rng = Rng::from_seed(1);
         let allocated = allocation_counter::measure(|| {
@@ -25,7 +32,7 @@ fn a_pick_and_the_end_of_its_call_allocate_nothing() {
                 let class = if now_us % 4 == 0 { Class::Endpoint } else { Class::Ok };
                 if now_us % 100 != 0 {
                     picker.answered(&chosen.peer, now_us, now_us + 5);
-                    picker.ended(&chosen.peer, class, Some(now_us), true, now_us + 5);
+                    picker.ended(&chosen.peer, class, Some(now_us), true, Some(3), now_us + 5);
                 }
             }
         });

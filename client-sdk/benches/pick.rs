@@ -13,7 +13,8 @@ const IN_FLIGHT: usize = 64;
 
 fn picker(policy: Policy, size: u64) -> Picker<u64> {
     let fleet = Arc::new(Fleet::new(1));
-    let offer = |n| Offer { peer: Arc::new(Peer::new(n)), weight: 100, priority: 0, ready: true, item: n };
+    let offer =
+        |n| Offer { peer: Arc::new(Peer::new(n)), weight: 100, capacity_milli: 0, priority: 0, ready: true, item: n };
     let names: Vec<String> = (0..size).map(|n| format!("10.0.{}.{}:50051", n >> 8, n & 255)).collect();
     let keyed = names.iter().zip(0..).map(|(key, id)| Keyed { id, key, priority: 0, weight: 100 });
     let rings = Rings::new(7, 1_250, keyed, &Rings::default());
@@ -39,7 +40,7 @@ fn pick(bench: &mut Criterion) {
                     let peer = black_box(call(now_us));
                     in_flight.push_back(peer);
                     let ended = in_flight.pop_front().unwrap();
-                    picker.ended(&ended, Class::Ok, Some(now_us), true, now_us)
+                    picker.ended(&ended, Class::Ok, Some(now_us), true, Some((now_us % 8) as u32), now_us)
                 });
             });
         }

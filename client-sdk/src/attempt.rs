@@ -103,7 +103,7 @@ impl Attempt {
         if let Some(sent_us) = self.sent_us.filter(|_| told) {
             self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
         }
-        let suspicion = self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, now_us);
+        let suspicion = self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, None, now_us);
         if let Some(suspicion) = suspicion {
             self.endpoint.tally.suspect(match suspicion {
                 Suspicion::FailuresInARow => "calls fail one after the other".to_owned(),

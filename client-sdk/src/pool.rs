@@ -305,6 +305,7 @@ impl Pool {
         let offers = state.members.iter().map(|m| Offer {
             peer: m.endpoint.peer.clone(),
             weight: m.weight,
+            capacity_milli: 0,
             priority: m.priority,
             ready: m.is_wanted(last_tier) && m.endpoint.is_ready(),
             item: m.endpoint.clone(),

@@ -1,44 +1,80 @@
-//! What one client knows of all its endpoints together: whose turn it is, how long answers usually take, how much is under way.
+//! What one client knows of all its endpoints together: whose turn it is, what responses told, how long answers usually take, how
+//! much is under way.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use super::{STALL_FACTOR, STALL_US_MIN, rng::Rng};
+use super::{
+    STALL_FACTOR, STALL_US_MIN,
+    tokens::{LANES_MAX, Lane, lane_of_thread},
+};
+
+/// A token is used for so many service times, within these bounds, microseconds: later it tells of another time.
+const TOKEN_AGE_FACTOR: u64 = 5;
+const TOKEN_AGE_US: std::ops::RangeInclusive<u64> = 5_000..=1_000_000;
 
 /// What one client has learnt of all its endpoints together. Outlives pickers.
 #[derive(Debug)]
 pub struct Fleet {
-    turn: AtomicU64,
+    lanes: Box<[Lane]>,
     /// The last sign of life of any endpoint, microseconds.
     life_us: AtomicU64,
     /// How long answers usually take, microseconds; 0 before the first.
     answer_us_mean: AtomicU64,
+    /// Requests in flight per capacity that answers usually tell of, thousandths.
+    rif_milli_mean: AtomicU64,
     /// A stalled endpoint was met that nobody was told of.
     alarm: AtomicBool,
-    /// Calls picked and not ended, of all endpoints.
-    in_flight: AtomicU64,
+    /// Endpoints can be asked how loaded they are.
+    asks: AtomicBool,
 }
 
 impl Fleet {
     /// Nothing learnt yet. The seed sets where turns begin, so that many clients do not begin with the same endpoint.
     pub fn new(seed: u64) -> Self {
+        Self::with_lanes(seed, 1)
+    }
+
+    /// The same for so many threads at once: they keep out of each other's way. At most [`LANES_MAX`] count.
+    pub fn with_lanes(seed: u64, lanes: usize) -> Self {
         Self {
-            turn: AtomicU64::new(Rng::from_seed(seed).next_u64() >> 1),
+            lanes: (0..lanes.clamp(1, LANES_MAX)).map(|number| Lane::new(seed, number)).collect(),
             life_us: AtomicU64::new(0),
             answer_us_mean: AtomicU64::new(0),
+            rif_milli_mean: AtomicU64::new(0),
             alarm: AtomicBool::new(false),
-            in_flight: AtomicU64::new(0),
+            asks: AtomicBool::new(false),
         }
+    }
+
+    /// Whether endpoints can be asked how loaded they are, and it pays to wait for what they say.
+    pub fn set_asks(&self, asks: bool) {
+        self.asks.store(asks, Relaxed);
+    }
+
+    pub(super) fn asks(&self) -> bool {
+        self.asks.load(Relaxed)
+    }
+
+    /// How long answers usually take, microseconds; 0 before the first.
+    pub fn answer_us_mean(&self) -> u64 {
+        self.answer_us_mean.load(Relaxed)
     }
 
     /// Time after which an unanswered call counts as silence, microseconds.
     pub fn stall_us(&self) -> u64 {
-        self.answer_us_mean.load(Relaxed).saturating_mul(STALL_FACTOR).max(STALL_US_MIN)
+        self.answer_us_mean().saturating_mul(STALL_FACTOR).max(STALL_US_MIN)
     }
 
     /// Time after which an answer counts as late, microseconds: long before its endpoint counts as stalled, other endpoints are
     /// the safer choice.
     pub(super) fn late_us(&self) -> u64 {
-        self.answer_us_mean.load(Relaxed).saturating_mul(2)
+        self.answer_us_mean().saturating_mul(2)
+    }
+
+    /// For how long a token is used, microseconds.
+    pub(super) fn token_age_us(&self) -> u64 {
+        let factored = self.answer_us_mean().saturating_mul(TOKEN_AGE_FACTOR);
+        factored.clamp(*TOKEN_AGE_US.start(), *TOKEN_AGE_US.end())
     }
 
     /// True once after a pick met a stalled endpoint that was not suspected yet: time for [`super::Picker::survey`].
@@ -48,18 +84,34 @@ impl Fleet {
 
     /// Calls picked and not ended, of all endpoints.
     pub(super) fn in_flight(&self) -> u64 {
-        self.in_flight.load(Relaxed)
+        let sum = self.lanes.iter().fold(0_u64, |sum, lane| sum.wrapping_add(lane.in_flight()));
+        // An end counted twice by mistake must not look like a fleet that is infinitely busy.
+        if sum > i64::MAX as u64 { 0 } else { sum }
     }
 
     pub(super) fn learn_answer(&self, took_us: u64) {
-        let mean = self.answer_us_mean.load(Relaxed);
-        // A lost update between threads costs one sample of thousands.
-        let next = if mean == 0 { took_us } else { mean - mean / 16 + took_us / 16 };
-        self.answer_us_mean.store(next.max(1), Relaxed);
+        learn(&self.answer_us_mean, took_us.max(1));
     }
 
-    pub(super) fn next_turn(&self) -> u64 {
-        self.turn.fetch_add(1, Relaxed)
+    /// An endpoint told of so many requests in flight per capacity, thousandths.
+    pub(super) fn learn_rif(&self, rif_milli: u64) {
+        learn(&self.rif_milli_mean, rif_milli);
+    }
+
+    pub(super) fn rif_milli_mean(&self) -> u64 {
+        self.rif_milli_mean.load(Relaxed)
+    }
+
+    /// The lane of the calling thread.
+    pub(super) fn lane(&self) -> &Lane {
+        match &*self.lanes {
+            [only] => only,
+            lanes => &lanes[lane_of_thread() % lanes.len()],
+        }
+    }
+
+    pub(super) fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter()
     }
 
     pub(super) fn raise_alarm(&self) {
@@ -73,13 +125,11 @@ impl Fleet {
     pub(super) fn spoke_after(&self, since_us: u64) -> bool {
         self.life_us.load(Relaxed) > since_us
     }
+}
 
-    pub(super) fn begin(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
-    }
-
-    pub(super) fn finish(&self) {
-        // Saturating, as for a single endpoint.
-        let _ = self.in_flight.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
-    }
+/// Moves a mean a sixteenth of the way. A lost update between threads costs one sample of thousands.
+fn learn(mean: &AtomicU64, sample: u64) {
+    let before = mean.load(Relaxed);
+    let after = if before == 0 { sample } else { before - before / 16 + sample / 16 };
+    mean.store(after, Relaxed);
 }

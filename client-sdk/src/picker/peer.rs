@@ -1,9 +1,9 @@
 //! What one client knows of one endpoint: a handful of counters, written by its calls and read by its picks. Nothing here waits.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::{
-    Class,
+    Class, LANES_MAX,
     breaker::{Breaker, Gate},
 };
 
@@ -30,6 +30,8 @@ pub struct Peer {
     soured_us: AtomicU64,
     fresh: AtomicBool,
     suspected: AtomicBool,
+    /// How often it is among the recent picks of each lane.
+    picks: [AtomicU16; LANES_MAX],
     pub(crate) breaker: Breaker,
 }
 
@@ -48,6 +50,7 @@ impl Peer {
             soured_us: AtomicU64::new(0),
             fresh: AtomicBool::new(false),
             suspected: AtomicBool::new(false),
+            picks: Default::default(),
             breaker: Breaker::default(),
         }
     }
@@ -132,11 +135,7 @@ impl Peer {
 
     /// Calls in flight, and those that failed just now as if they still were.
     pub(crate) fn load(&self, now_us: u64) -> u64 {
-        let sour = match self.sour.load(Relaxed) {
-            0 => 0,
-            sour if now_us.saturating_sub(self.soured_us.load(Relaxed)) < SOUR_US => sour,
-            _ => 0,
-        };
+        let sour = if self.is_sour(now_us) { self.sour.load(Relaxed) } else { 0 };
         u64::from(self.in_flight()) + u64::from(sour)
     }
 
@@ -158,6 +157,37 @@ impl Peer {
             Class::Endpoint | Class::Deadline => {
                 self.turn_sour(now_us);
                 self.breaker.failed()
+            }
+        }
+    }
+
+    /// Whether a call failed there just now.
+    pub(super) fn is_sour(&self, now_us: u64) -> bool {
+        self.sour.load(Relaxed) != 0 && now_us.saturating_sub(self.soured_us.load(Relaxed)) < SOUR_US
+    }
+
+    /// How often it is among the recent picks of a lane.
+    pub(super) fn picks(&self, lane: usize) -> u32 {
+        self.picks.get(lane).map_or(0, |picks| picks.load(Relaxed).into())
+    }
+
+    pub(super) fn picked(&self, lane: usize) {
+        if let Some(picks) = self.picks.get(lane) {
+            picks.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(super) fn unpicked(&self, lane: usize) {
+        if let Some(picks) = self.picks.get(lane) {
+            // Saturating: counts made anew by another picker at the same moment may be short of one.
+            let _ = picks.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
+        }
+    }
+
+    pub(super) fn forget_picks(&self) {
+        for picks in &self.picks {
+            if picks.load(Relaxed) != 0 {
+                picks.store(0, Relaxed);
             }
         }
     }

@@ -198,8 +198,8 @@ impl<T> Picker<T> {
             return true;
         }
         let all = u128::from(self.fleet.in_flight()) + 1;
-        let bound = all * u128::from(candidate.weight) * u128::from(ring.bound_milli);
-        u128::from(in_flight) * u128::from(self.weight_sum) * 1_000 < bound
+        let bound = all * u128::from(candidate.share) * u128::from(ring.bound_milli);
+        u128::from(in_flight) * u128::from(self.share_sum) * 1_000 < bound
     }
 }
 

@@ -62,7 +62,7 @@ impl World {
         if answered {
             self.picker.answered(&self.peers[at], sent_us, self.now_us);
         }
-        let _ = self.picker.ended(&self.peers[at], class, Some(sent_us), answered, self.now_us);
+        let _ = self.picker.ended(&self.peers[at], class, Some(sent_us), answered, None, self.now_us);
     }
 
     fn share(&self, at: usize) -> f64 {
@@ -72,8 +72,14 @@ impl World {
 
 fn picker(policy: Policy, fleet: &Arc<Fleet>, peers: &[Arc<Peer>], weights: &[u32]) -> Picker<usize> {
     let offers = peers.iter().zip(weights).enumerate();
-    let offers =
-        offers.map(|(item, (peer, &weight))| Offer { peer: peer.clone(), weight, priority: 0, ready: true, item });
+    let offers = offers.map(|(item, (peer, &weight))| Offer {
+        peer: peer.clone(),
+        weight,
+        capacity_milli: 0,
+        priority: 0,
+        ready: true,
+        item,
+    });
     Picker::new(policy, fleet.clone(), offers)
 }
 
@@ -220,7 +226,7 @@ fn a_call_that_times_out_unanswered_is_suspicious_once() {
     world.advance(10 * MS);
     world.send(1, Some(MS), Class::Ok);
     world.advance(500 * MS);
-    let end = |world: &World| world.picker.ended(&world.peers[0], Class::Deadline, Some(1), false, world.now_us);
+    let end = |world: &World| world.picker.ended(&world.peers[0], Class::Deadline, Some(1), false, None, world.now_us);
     assert_eq!(end(&world), Some(Suspicion::Silence));
     assert_eq!(end(&world), None);
 }
@@ -384,6 +390,7 @@ fn the_best_tier_with_a_ready_endpoint_is_used_and_weight_0_never() {
         let offers = tiers.into_iter().zip(ready).enumerate().map(|(item, ((priority, weight), ready))| Offer {
             peer: Arc::new(Peer::new(item as u64)),
             weight,
+            capacity_milli: 0,
             priority,
             ready,
             item,
@@ -486,4 +493,90 @@ fn a_call_that_is_at_an_endpoint_is_sent_beside_it_and_never_there_again() {
         }
         assert!(world.picker.pick_other(None, world.now_us, &mut world.rng, &[0, 1, 2]).is_none());
     }
+}
+
+/// A picker over endpoints of these capacities, that has heard these words of load.
+fn told(capacities: &[u32], words: &[(usize, u32)]) -> World {
+    let mut world = World::new(Policy::LeastLoad, &vec![100; capacities.len()], 1);
+    let offers = world.peers.iter().zip(capacities).enumerate().map(|(item, (peer, &capacity_milli))| Offer {
+        peer: peer.clone(),
+        weight: 100,
+        capacity_milli,
+        priority: 0,
+        ready: true,
+        item,
+    });
+    world.picker = Picker::new(Policy::LeastLoad, world.fleet.clone(), offers);
+    for (at, rif) in words {
+        world.picker.heard(&world.peers[*at], *rif, world.now_us);
+    }
+    world
+}
+
+#[test]
+fn a_word_of_load_is_good_for_one_call_and_the_least_load_per_capacity_is_used_first() {
+    let mut world = told(&[1_000, 1_000, 4_000, 1_000], &[(0, 9), (1, 4), (2, 11), (3, 40), (3, 40), (3, 40)]);
+    // (11 + 1) / 4 = 3 comes before 4 + 1, and that before 9 + 1; at 40 nothing is better than a guess.
+    assert_eq!([world.pick(), world.pick(), world.pick()], [2, 1, 0]);
+}
+
+#[test]
+fn an_endpoint_that_says_it_is_idle_gets_twice_its_share_at_most() {
+    for seed in 0..5 {
+        let mut world = World::new(Policy::LeastLoad, &[100; 20], seed);
+        for n in 0..20_000_u64 {
+            let at = world.pick();
+            world.peers[at].sent(world.now_us);
+            world.now_us += MS;
+            let says = if at == 0 { 0 } else { 5 + (n % 3) as u32 };
+            world.picker.answered(&world.peers[at], world.now_us - MS, world.now_us);
+            let _ = world.picker.ended(
+                &world.peers[at],
+                Class::Ok,
+                Some(world.now_us - MS),
+                true,
+                Some(says),
+                world.now_us,
+            );
+        }
+        assert!(world.share(0) <= 2.05 / 20.0, "{:?}", world.share(0));
+    }
+}
+
+#[test]
+fn absurd_words_of_load_never_leave_a_call_without_an_endpoint() {
+    let absurd = [0, 1, 16_383, 16_384, u32::MAX];
+    for capacities in [[0, 1, u32::MAX], [1_000, 1_000, 1_000], [1, 1, 1]] {
+        let mut world = told(&capacities, &[]);
+        let mut rng = Rng::from_seed(3);
+        for _ in 0..5_000 {
+            let at = world.pick();
+            let rif = absurd[rng.below(5) as usize];
+            // Time jumps both ways.
+            world.now_us = rng.next_u64() >> rng.below(40);
+            world.picker.heard(&world.peers[at], rif, world.now_us);
+            let _ =
+                world.picker.ended(&world.peers[at], Class::Ok, Some(rng.next_u64()), true, Some(rif), world.now_us);
+        }
+    }
+}
+
+#[test]
+fn two_are_asked_when_nothing_is_known_and_the_call_goes_to_the_one_with_less() {
+    let world = told(&[1_000; 4], &[]);
+    let mut rng = Rng::from_seed(1);
+    world.fleet.set_asks(true);
+    // An idle fleet is not asked.
+    assert!(matches!(world.picker.pick_or_ask(None, 1, &mut rng, &[]), Some(Pick::Sure(_))));
+    for peer in &world.peers {
+        world.picker.heard(peer, 6, 1);
+    }
+    let later_us = 2_000_000;
+    let Some(Pick::Ask([a, b])) = world.picker.pick_or_ask(None, later_us, &mut rng, &[]) else { panic!("asks") };
+    let chosen = world.picker.settle([(a, Some(4)), (b, Some(3))], later_us, &mut rng, &[]).expect("one");
+    assert_eq!((chosen.item, chosen.peer.in_flight()), (b.item, 1));
+    // What the other said is known from now on; what the chosen one said is used.
+    assert_eq!(world.picker.pick_for(None, later_us, &mut rng, &[]).map(|c| c.item), Some(a.item));
+    let Some(Pick::Ask([a, b])) = world.picker.pick_or_ask(None, later_us, &mut rng, &[]) else { panic!("asks") };
+    assert!(world.picker.settle([(a, None), (b, None)], later_us, &mut rng, &[]).is_some());
 }

@@ -120,7 +120,7 @@ async fn a_newcomer_does_not_take_the_place_that_became_free_for_another() {
     let held = pool.pick(&head, &[]).unwrap();
     let first = tokio::spawn(call("first"));
     eventually("in the queue", || pool.room.is_awaited()).await;
-    pool.picker().ended(&held.peer, crate::picker::Class::Ok, None, false, pool.now_us());
+    pool.picker().ended(&held.peer, crate::picker::Class::Ok, None, false, None, pool.now_us());
     pool.room.free();
     let mut second = std::pin::pin!(call("second"));
     assert!(futures_util::poll!(second.as_mut()).is_pending());

@@ -34,6 +34,7 @@ impl World {
             .map(|(name, weight)| Offer {
                 peer: self.peer(name),
                 weight: *weight,
+                capacity_milli: 0,
                 priority: 0,
                 ready: !away.contains(name),
                 item: (*name).to_owned(),
@@ -49,7 +50,7 @@ impl World {
 
     fn call(&mut self, picker: &Picker<String>, key: u64) -> String {
         let chosen = self.begin(picker, key);
-        picker.ended(&self.peers[&chosen].clone(), Class::Ok, Some(1), true, 2);
+        picker.ended(&self.peers[&chosen].clone(), Class::Ok, Some(1), true, None, 2);
         chosen
     }
 
@@ -186,7 +187,7 @@ fn who_is_tried_is_passed_over_and_the_next_one_is_the_same_for_everybody() {
         let key = Key::of(key.to_le_bytes());
         let pick = |tried: &[u64], seed| {
             let chosen = picker.pick_for(Some(key), 1, &mut Rng::from_seed(seed), tried).expect("an endpoint");
-            picker.ended(&chosen.peer, Class::Ok, Some(1), true, 2);
+            picker.ended(&chosen.peer, Class::Ok, Some(1), true, None, 2);
             chosen.peer.id()
         };
         let first = pick(&[], 1);
@@ -205,7 +206,7 @@ fn an_endpoint_whose_calls_fail_keeps_no_key_but_the_one_that_finds_out() {
     let peer = world.peers[&home].clone();
     for _ in 0..FAILURES_IN_A_ROW {
         assert_eq!(world.begin(&picker, 1), home);
-        picker.ended(&peer, Class::Endpoint, Some(1), true, 2);
+        picker.ended(&peer, Class::Endpoint, Some(1), true, None, 2);
     }
     assert!(peer.is_aside());
     let elsewhere = world.call(&picker, 1);
@@ -214,7 +215,7 @@ fn an_endpoint_whose_calls_fail_keeps_no_key_but_the_one_that_finds_out() {
     let due = PAUSE_US_MAX * 2;
     let canary = picker.pick_for(key, due, &mut world.rng, &[]).expect("an endpoint");
     assert_eq!(canary.item, home, "the pause is over");
-    picker.ended(&peer, Class::Ok, Some(due), true, due + 1);
+    picker.ended(&peer, Class::Ok, Some(due), true, None, due + 1);
     assert_eq!(world.call(&picker, 1), home);
 }
 

@@ -1,0 +1,92 @@
+//! Asking endpoints how loaded they are, for clients that call too rarely to have heard anything fresh: two are drawn by share and
+//! asked on the connections that there are, and the call goes to the one with less to do (the power of two choices, Mitzenmacher
+//! 2001, with fresh answers). What the other one says is banked, so that nothing that was heard is lost.
+
+use super::{
+    Candidate, FULL_AGAIN_MAX, Key, Peer, Picker, Rng,
+    choice::{Choice, is_below, is_lighter},
+    tokens::Mark,
+};
+
+/// One pick in so many asks an endpoint on the side: one that is idle has no responses that could tell of it.
+pub const WANDER_PICKS: u64 = 64;
+
+/// What comes of a pick that may ask.
+#[derive(Debug)]
+pub enum Pick<'a, T> {
+    /// This endpoint; the call counts as in flight there.
+    Sure(&'a Candidate<T>),
+    /// Nothing fresh is known: ask both for their requests in flight, then [`Picker::settle`]. Nothing is counted yet.
+    Ask([&'a Candidate<T>; 2]),
+}
+
+impl<T> Picker<T> {
+    /// As [`Picker::pick_for`], but where nothing fresh is known it may name two endpoints to be asked. Only where endpoints can
+    /// be asked ([`super::Fleet::set_asks`]).
+    pub fn pick_or_ask(&self, key: Option<Key>, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<Pick<'_, T>> {
+        for _ in 0..FULL_AGAIN_MAX {
+            match self.choose(key, now_us, rng, tried, true)? {
+                Choice::One(chosen) if self.begin(chosen) => return Some(Pick::Sure(chosen)),
+                Choice::One(_) => {}
+                Choice::Two(pair) => return Some(Pick::Ask(pair)),
+            }
+        }
+        None
+    }
+
+    /// Chooses between two that were asked, by what they said: `None` is no answer in time. Counts the call as in flight there.
+    pub fn settle(
+        &self,
+        asked: [(&Candidate<T>, Option<u32>); 2],
+        now_us: u64,
+        rng: &mut Rng,
+        tried: &[u64],
+    ) -> Option<&Candidate<T>> {
+        // What they are may have changed while they were asked: only those that this picker knows are chosen.
+        let [a, b] = asked.map(|(candidate, rif)| Some((self.find(candidate.mark)?, rif)));
+        for (candidate, rif) in [a, b].into_iter().flatten() {
+            if let Some(rif) = rif {
+                self.heard(&candidate.peer, rif, now_us);
+            }
+        }
+        let lane = self.fleet.lane();
+        let speaks = |candidate: &Candidate<T>| self.may_speak_for_itself(candidate, lane, now_us, tried);
+        let chosen = match (a, b) {
+            (Some((a, said_a)), Some((b, said_b))) => {
+                match (said_a.filter(|_| speaks(a)), said_b.filter(|_| speaks(b))) {
+                    (Some(rif_a), Some(rif_b)) if is_below(rif_b.into(), b, rif_a.into(), a) => Some(b),
+                    (Some(_), Some(_) | None) => Some(a),
+                    (None, Some(_)) => Some(b),
+                    (None, None) if is_lighter(b, a, now_us) => Some(b),
+                    (None, None) => Some(a),
+                }
+            }
+            (Some((only, _)), None) | (None, Some((only, _))) => Some(only),
+            (None, None) => None,
+        };
+        let chosen = chosen.filter(|chosen| !tried.contains(&chosen.peer.id()));
+        match chosen.filter(|chosen| self.begin(chosen)) {
+            Some(chosen) => {
+                // Its own answer is used by this call.
+                let told = lane.tokens(now_us, self.fleet.token_age_us()).find(|token| token.mark == chosen.mark);
+                told.into_iter().for_each(|token| _ = lane.spend(token));
+                Some(chosen)
+            }
+            None => self.pick_for(None, now_us, rng, tried),
+        }
+    }
+
+    /// An endpoint told how many requests it has in flight. Banked, for one call.
+    pub fn heard(&self, peer: &Peer, rif: u32, now_us: u64) {
+        let mark = Mark::of(peer.id());
+        let Some(candidate) = self.find(mark) else { return };
+        self.fleet.learn_rif(u64::from(rif) * 1_000_000 / u64::from(candidate.capacity_milli));
+        self.fleet.lane().bank(mark, rif.into(), now_us);
+    }
+
+    /// Now and then, after a pick, an endpoint to be asked on the side; what it says goes to [`Picker::heard`].
+    pub fn wander(&self, rng: &mut Rng) -> Option<&Candidate<T>> {
+        let is_due = self.fleet.asks() && rng.below(WANDER_PICKS) == 0;
+        if is_due { self.at(rng.below(self.share_sum)) } else { None }
+    }
+}

@@ -1,0 +1,338 @@
+//! Who gets a call. By load, in this order: the endpoint that is drawn, where it is as good as any that is known of; else the one
+//! of which a response told the least load; else, of two drawn, the one that says it has less, if they can be asked; else the one
+//! with fewer of this client's own calls.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{
+    Candidate, Key, Offer, Picker, Policy, RECENT_PICKS, Rng, Standing, UNANSWERED_MAX,
+    rng::{GOLDEN_STEP, scale},
+    tokens::{Lane, Mark, TOKENS_MAX, Token},
+};
+
+/// Draws for a fit endpoint before all are looked through.
+const DRAWS_MAX: usize = 4;
+/// Endpoints looked at for one that owes fewer answers. Bounds the cost of a pick among thousands.
+const NEIGHBOURS_MAX: usize = 8;
+/// Larger capacities are taken for this one: no sum of shares overflows.
+const CAPACITY_MILLI_MAX: u32 = 1_000_000;
+/// No candidate.
+const NOBODY: u32 = u32::MAX;
+
+/// What comes of looking for an endpoint.
+#[derive(Debug)]
+pub(super) enum Choice<'a, T> {
+    /// This one.
+    One(&'a Candidate<T>),
+    /// Nothing fresh is known: whichever of these says that it has less to do. The first is the better guess.
+    Two([&'a Candidate<T>; 2]),
+}
+
+impl<T> Candidate<T> {
+    pub(super) fn of(offer: Offer<T>, share_sum: &mut u64) -> Self {
+        let capacity_milli = match offer.capacity_milli {
+            0 => 1_000,
+            known => known.min(CAPACITY_MILLI_MAX),
+        };
+        let share = u64::from(offer.weight) * u64::from(capacity_milli);
+        let offset = *share_sum;
+        *share_sum = share_sum.saturating_add(share);
+        let mark = Mark::of(offer.peer.id());
+        let Offer { peer, weight, item, .. } = offer;
+        Self { peer, weight, capacity_milli, item, mark, share, offset, recent_max: 0 }
+    }
+}
+
+/// Twice its share of the recent picks, and one at least.
+pub(super) fn recent_max(share: u64, share_sum: u64) -> u32 {
+    let twice = 2 * RECENT_PICKS as u128 * u128::from(share) / u128::from(share_sum.max(1));
+    u32::try_from(twice).unwrap_or(u32::MAX).max(1)
+}
+
+/// Where the candidates are, by mark.
+pub(super) fn places<T>(candidates: &[Candidate<T>]) -> Box<[u32]> {
+    let size = (candidates.len() * 2).next_power_of_two();
+    let mut places = vec![NOBODY; size].into_boxed_slice();
+    for (candidate, at) in candidates.iter().zip(0..) {
+        let mut place = candidate.mark.bits() as usize % size;
+        while let Some(taken) = places.get_mut(place).filter(|taken| **taken != NOBODY) {
+            let _ = taken;
+            place = (place + 1) % size;
+        }
+        if let Some(free) = places.get_mut(place) {
+            *free = at;
+        }
+    }
+    places
+}
+
+impl<T> Picker<T> {
+    /// The candidate of a mark.
+    pub(super) fn find(&self, mark: Mark) -> Option<&Candidate<T>> {
+        let size = self.places.len();
+        let mut place = (mark.bits() as usize).checked_rem(size)?;
+        loop {
+            let candidate = self.candidates.get(*self.places.get(place)? as usize)?;
+            if candidate.mark == mark {
+                return Some(candidate);
+            }
+            place = (place + 1) % size;
+        }
+    }
+
+    /// Counts anew who was picked recently: some who were not candidates may be again.
+    pub(super) fn recount(&self) {
+        for candidate in &self.candidates {
+            candidate.peer.forget_picks();
+        }
+        for lane in self.fleet.lanes() {
+            for candidate in lane.recent().filter_map(|mark| self.find(mark)) {
+                candidate.peer.picked(lane.number());
+            }
+        }
+    }
+
+    pub(super) fn choose(
+        &self,
+        key: Option<Key>,
+        now_us: u64,
+        rng: &mut Rng,
+        tried: &[u64],
+        may_ask: bool,
+    ) -> Option<Choice<'_, T>> {
+        if let (Some(placed), Some(key)) = (&self.placed, key) {
+            // What is fresh waits for the first of its own keys.
+            return self.on_ring(placed, key, now_us, tried).or_else(|| self.least_bad(now_us, tried)).map(Choice::One);
+        }
+        if self.fresh.load(Relaxed) {
+            if let Some(fresh) = self.candidates.iter().find(|c| c.peer.take_fresh()) {
+                return Some(Choice::One(fresh));
+            }
+            self.fresh.store(false, Relaxed);
+        }
+        let chosen = match self.policy {
+            Policy::LeastLoad | Policy::RingHash => self.by_load(now_us, rng, tried, may_ask),
+            Policy::WeightedRoundRobin | Policy::RoundRobin => self.next_turn(now_us, rng, tried).map(Choice::One),
+        };
+        chosen.or_else(|| self.least_bad(now_us, tried).map(Choice::One))
+    }
+
+    fn by_load(&self, now_us: u64, rng: &mut Rng, tried: &[u64], may_ask: bool) -> Option<Choice<'_, T>> {
+        let lane = self.fleet.lane();
+        let first = self.first_drawn(lane, now_us, rng, tried)?;
+        if self.standing(first, now_us, tried) != Standing::Fit {
+            // A canary, which is spent by now: this call finds out.
+            return Some(Choice::One(first));
+        }
+        let expected = self.rif_expected(first);
+        let told = self.lightest_told(lane, now_us, tried);
+        if let Some((told, token)) = told
+            && is_below(token.rif, told, expected, first)
+            && lane.spend(token)
+        {
+            return Some(Choice::One(told));
+        }
+        if expected > 0 && may_ask && self.fleet.asks() {
+            let second = self.second_drawn(first, rng).filter(|c| self.standing(c, now_us, tried) == Standing::Fit);
+            if let Some(second) = second {
+                return Some(Choice::Two([first, second]));
+            }
+        }
+        let chosen = self.lighter_of_two(first, now_us, rng, tried);
+        Some(Choice::One(self.not_owing(chosen, now_us, rng, tried)))
+    }
+
+    /// The first that is fit of some drawn by share; a canary that is due is thereby spent. The first draw is even rather than
+    /// random: at low load shares then follow weights after a few calls, not after thousands.
+    fn first_drawn(&self, lane: &Lane, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        let evenly = self.at_turn(lane.next_turn()).filter(|c| self.admits(c, now_us, tried));
+        evenly.or_else(|| {
+            (1..DRAWS_MAX)
+                .map(|_| self.at(rng.below(self.share_sum)))
+                .find_map(|c| c.filter(|c| self.admits(c, now_us, tried)))
+        })
+    }
+
+    /// One of the others, drawn by share as if the first were cut out of the line.
+    fn second_drawn(&self, first: &Candidate<T>, rng: &mut Rng) -> Option<&Candidate<T>> {
+        let rest = self.share_sum - first.share;
+        if rest == 0 {
+            return None;
+        }
+        let at = rng.below(rest);
+        self.at(if at < first.offset { at } else { at + first.share })
+    }
+
+    /// Requests in flight to be expected at an endpoint of which nothing is known: as at the others, for its capacity and weight.
+    fn rif_expected(&self, candidate: &Candidate<T>) -> u64 {
+        let milli = u128::from(self.fleet.rif_milli_mean()) * u128::from(candidate.capacity_milli) / 1_000;
+        let milli = milli * u128::from(candidate.weight) / u128::from(self.weight_max);
+        // To the nearest whole one.
+        u64::try_from((milli + 500) / 1_000).unwrap_or(u64::MAX)
+    }
+
+    /// The endpoint of which a token tells the least load, among those fit that owe no answers.
+    fn lightest_told(&self, lane: &Lane, now_us: u64, tried: &[u64]) -> Option<(&Candidate<T>, Token)> {
+        let mut passed_over = 0_u32;
+        for _ in 0..TOKENS_MAX {
+            let mut best: Option<(&Candidate<T>, Token)> = None;
+            for token in lane.tokens(now_us, self.fleet.token_age_us()) {
+                if passed_over & token.bit() != 0 {
+                    continue;
+                }
+                let Some(candidate) = self.find(token.mark) else { continue };
+                if best.is_none_or(|(other, than)| is_below(token.rif, candidate, than.rif, other)) {
+                    best = Some((candidate, token));
+                }
+            }
+            let (candidate, token) = best?;
+            if self.may_speak_for_itself(candidate, lane, now_us, tried) {
+                return Some((candidate, token));
+            }
+            passed_over |= token.bit();
+        }
+        None
+    }
+
+    /// Whether what an endpoint said of its own load may bring it a call: it answers, its calls do not fail, and it has not had
+    /// twice its share of the recent ones already.
+    pub(super) fn may_speak_for_itself(
+        &self,
+        candidate: &Candidate<T>,
+        lane: &Lane,
+        now_us: u64,
+        tried: &[u64],
+    ) -> bool {
+        let peer = &candidate.peer;
+        self.standing(candidate, now_us, tried) == Standing::Fit
+            && !peer.is_sour(now_us)
+            && peer.picks(lane.number()) < candidate.recent_max
+            && peer.unanswered().0 < UNANSWERED_MAX
+            && !self.is_late(peer, now_us)
+    }
+
+    /// Of a fit one and another that is drawn by share, the one with less in flight.
+    fn lighter_of_two<'a>(
+        &'a self,
+        first: &'a Candidate<T>,
+        now_us: u64,
+        rng: &mut Rng,
+        tried: &[u64],
+    ) -> &'a Candidate<T> {
+        if first.peer.load(now_us) == 0 {
+            // An idle one is taken as drawn: at low load shares follow weights exactly.
+            return first;
+        }
+        let second = (0..DRAWS_MAX)
+            .map(|_| self.second_drawn(first, rng))
+            .find_map(|c| c.filter(|c| self.admits(c, now_us, tried)));
+        match second {
+            Some(second) if is_lighter(second, first, now_us) => second,
+            _ => first,
+        }
+    }
+
+    /// The candidate whose turn it is, passing over those unfit.
+    fn next_turn(&self, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        let chosen = (0..DRAWS_MAX).find_map(|_| {
+            let turn = self.fleet.lane().next_turn();
+            let candidate = if self.even {
+                let count = self.candidates.len() as u64;
+                self.candidates.get(turn.checked_rem(count)? as usize)
+            } else {
+                self.at_turn(turn)
+            };
+            candidate.filter(|c| self.admits(c, now_us, tried))
+        });
+        chosen.map(|chosen| self.not_owing(chosen, now_us, rng, tried))
+    }
+
+    /// The same, unless it owes answers. Perhaps it is only busy; but whoever owes fewer is the safer choice, and so a stalled
+    /// endpoint costs two calls, not as many as fit into the time until it is called stalled.
+    fn not_owing<'a>(
+        &'a self,
+        chosen: &'a Candidate<T>,
+        now_us: u64,
+        rng: &mut Rng,
+        tried: &[u64],
+    ) -> &'a Candidate<T> {
+        let (owed, _) = chosen.peer.unanswered();
+        let finds_out = chosen.peer.breaker.is_aside() || self.is_stalled(&chosen.peer, now_us);
+        if !finds_out && (owed >= UNANSWERED_MAX || self.is_late(&chosen.peer, now_us)) {
+            return self.owing_less(chosen, now_us, rng, tried).unwrap_or(chosen);
+        }
+        chosen
+    }
+
+    /// Nothing fit was found by drawing: the best of what there is.
+    pub(super) fn least_bad(&self, now_us: u64, tried: &[u64]) -> Option<&Candidate<T>> {
+        let mut best: Option<(&Candidate<T>, Standing)> = None;
+        let mut any_full = false;
+        for candidate in &self.candidates {
+            let standing = self.standing(candidate, now_us, tried);
+            any_full |= standing == Standing::Full;
+            let better = match best {
+                None => true,
+                Some((other, theirs)) => {
+                    standing < theirs || (standing == theirs && is_lighter(candidate, other, now_us))
+                }
+            };
+            if better {
+                best = Some((candidate, standing));
+            }
+        }
+        let (best, standing) = best?;
+        match standing {
+            Standing::Full => return None,
+            // To wait for one that is merely full is better than one that does not answer.
+            Standing::Stalled | Standing::Aside if any_full => return None,
+            Standing::Canary => {
+                self.admits(best, now_us, tried); // spends the canary that is due
+            }
+            Standing::Fit | Standing::Stalled | Standing::Aside | Standing::Tried => {}
+        }
+        Some(best)
+    }
+
+    /// A fit neighbour that is less loaded and owes fewer answers; or, once the answers owed are late, the lightest neighbour
+    /// whose own are not.
+    fn owing_less(&self, chosen: &Candidate<T>, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
+        let count = self.candidates.len();
+        let start = rng.below(count as u64) as usize;
+        let late = self.is_late(&chosen.peer, now_us);
+        let mut best: Option<&Candidate<T>> = None;
+        for candidate in self.candidates.iter().cycle().skip(start).take(count.min(NEIGHBOURS_MAX)) {
+            let owes_less = candidate.peer.unanswered().0 < UNANSWERED_MAX && is_lighter(candidate, chosen, now_us);
+            let is_safer = (late || owes_less) && !self.is_late(&candidate.peer, now_us);
+            let is_better = best.is_none_or(|b| is_lighter(candidate, b, now_us));
+            if is_safer && is_better && self.standing(candidate, now_us, tried) == Standing::Fit {
+                best = Some(candidate);
+            }
+        }
+        best
+    }
+
+    /// Golden-ratio steps along the line of shares: every stretch is met in proportion to its length, and evenly.
+    fn at_turn(&self, turn: u64) -> Option<&Candidate<T>> {
+        self.at(scale(turn.wrapping_mul(GOLDEN_STEP), self.share_sum))
+    }
+
+    /// The candidate at this place on the line of shares.
+    pub(super) fn at(&self, place: u64) -> Option<&Candidate<T>> {
+        let after = self.candidates.partition_point(|c| c.offset <= place);
+        self.candidates.get(after.checked_sub(1)?)
+    }
+}
+
+/// Whether one more call is less for `a` with so many requests in flight than for `b` with those, each by its capacity.
+pub(super) fn is_below<T>(rif_a: u64, a: &Candidate<T>, rif_b: u64, b: &Candidate<T>) -> bool {
+    let load = |rif: u64, of: &Candidate<T>| u128::from(rif.saturating_add(1)) * u128::from(of.capacity_milli);
+    load(rif_a, b) < load(rif_b, a)
+}
+
+/// Whether `a` carries less per share than `b`. Half a call is added to both: counting whole calls alone, an endpoint of small
+/// share is either idle, and attracts far more than its share, or seems crushed by a single call.
+pub(super) fn is_lighter<T>(a: &Candidate<T>, b: &Candidate<T>, now_us: u64) -> bool {
+    u128::from(2 * a.peer.load(now_us) + 1) * u128::from(b.share)
+        < u128::from(2 * b.peer.load(now_us) + 1) * u128::from(a.share)
+}
