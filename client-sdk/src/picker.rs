@@ -33,11 +33,12 @@ pub use fleet::Fleet;
 pub use peer::{Peer, SILENCE_CANARY_US, SOUR_US, UNANSWERED_MAX};
 pub use ring::{CALLS_SPARED, Key, Keyed, PLACES_MAX, Rings};
 pub use rng::Rng;
-pub use tokens::{LANES_MAX, RECENT_PICKS, TOKENS_MAX};
+pub use tokens::{LANES_MAX, TOKENS_MAX};
 
 pub(crate) use rng::fnv_1a;
 
 use choice::Choice;
+pub use choice::WORDS_AHEAD;
 use ring::Placed;
 use standing::Standing;
 use tokens::Mark;
@@ -138,8 +139,8 @@ pub struct Candidate<T> {
     share: u64,
     /// Sum of the shares before it.
     offset: u64,
-    /// Picks among the recent ones beyond which nothing that it says of itself gets it another.
-    recent_max: u32,
+    /// Picks of which one is its due at twice its share.
+    interval: u32,
 }
 
 /// What makes an endpoint suspicious: worth a look by whoever can look closer.
@@ -160,13 +161,13 @@ impl<T> Picker<T> {
         let mut share_sum = 0;
         let mut candidates: Vec<Candidate<T>> = usable.into_iter().map(|o| Candidate::of(o, &mut share_sum)).collect();
         for candidate in &mut candidates {
-            candidate.recent_max = choice::recent_max(candidate.share, share_sum);
+            candidate.interval = choice::interval(candidate.share, share_sum);
         }
         let even = candidates.windows(2).all(|pair| pair[0].share == pair[1].share);
         let fresh = AtomicBool::new(candidates.iter().any(|c| c.peer.is_fresh()));
         let weight_max = candidates.iter().map(|c| c.weight).max().unwrap_or(1);
         let places = choice::places(&candidates);
-        let picker = Self {
+        Self {
             policy,
             fleet,
             candidates,
@@ -178,9 +179,7 @@ impl<T> Picker<T> {
             calls_max: u32::MAX,
             tier: best,
             placed: None,
-        };
-        picker.recount();
-        picker
+        }
     }
 
     /// The same, with the rings of the list: calls with a key go by that of the tier in use.
@@ -233,10 +232,7 @@ impl<T> Picker<T> {
             let lane = self.fleet.lane();
             lane.begin();
             lane.sent(chosen.mark);
-            chosen.peer.picked(lane.number());
-            if let Some(left) = lane.picked(chosen.mark).and_then(|left| self.find(left)) {
-                left.peer.unpicked(lane.number());
-            }
+            chosen.peer.picked(lane.number(), lane.picked(), chosen.interval);
         }
         begins
     }

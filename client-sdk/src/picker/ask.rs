@@ -4,7 +4,7 @@
 
 use super::{
     Candidate, FULL_AGAIN_MAX, Key, Peer, Picker, Rng,
-    choice::{Choice, is_below, is_lighter},
+    choice::{Choice, is_below, is_lighter, load_with},
     tokens::Mark,
 };
 
@@ -54,7 +54,9 @@ impl<T> Picker<T> {
         let chosen = match (a, b) {
             (Some((a, said_a)), Some((b, said_b))) => {
                 match (said_a.filter(|_| speaks(a)), said_b.filter(|_| speaks(b))) {
-                    (Some(rif_a), Some(rif_b)) if is_below(rif_b.into(), b, rif_a.into(), a) => Some(b),
+                    (Some(rif_a), Some(rif_b)) if is_below(load_with(rif_b.into()), b, load_with(rif_a.into()), a) => {
+                        Some(b)
+                    }
                     (Some(_), Some(_) | None) => Some(a),
                     (None, Some(_)) => Some(b),
                     (None, None) if is_lighter(b, a, now_us) => Some(b),

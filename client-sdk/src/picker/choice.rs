@@ -5,17 +5,32 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{
-    Candidate, Key, Offer, Picker, Policy, RECENT_PICKS, Rng, Standing, UNANSWERED_MAX,
+    Candidate, Key, Offer, Picker, Policy, Rng, Standing, UNANSWERED_MAX,
     rng::{GOLDEN_STEP, scale},
-    tokens::{Lane, Mark, TOKENS_MAX, Token},
+    tokens::{Lane, Mark, PICK, TOKENS_MAX, Token},
 };
 
 /// Draws for a fit endpoint before all are looked through.
 const DRAWS_MAX: usize = 4;
 /// Endpoints looked at for one that owes fewer answers. Bounds the cost of a pick among thousands.
 const NEIGHBOURS_MAX: usize = 8;
+/// The load that a call is, in the fractions that loads are compared in.
+const CALL: u64 = 16;
+/// What a token tells grows by so much in the time that an answer usually takes. With half a call, a thousand clients that call
+/// once in three service times come to a p99 of 6.3 service times, without it to 7.0.
+const AGEING: u64 = CALL / 2;
+/// How much more load is taken for each call that this client has in flight. In between clients of 4 calls in flight asking for
+/// every tenth call, and such of less than one asking for two in three.
+const PATIENCE: u64 = CALL * 3 / 8;
 /// Larger capacities are taken for this one: no sum of shares overflows.
 const CAPACITY_MILLI_MAX: u32 = 1_000_000;
+/// Calls that what an endpoint says of itself may bring it ahead of twice its share. Words come in runs: an end there pays for the
+/// next beginning there, about six times in a row in simulations.
+pub const WORDS_AHEAD: u32 = 24;
+/// A share that comes up less often than this is taken for this one: the due of a run must stay within half of the circle.
+const INTERVAL_MAX: u32 = i32::MAX as u32 / (2 * WORDS_AHEAD);
+/// First calls that a newcomer is given by all clients together, about: one of each of thousands would bury it.
+const FIRST_CALLS: u64 = 4;
 /// No candidate.
 const NOBODY: u32 = u32::MAX;
 
@@ -39,14 +54,14 @@ impl<T> Candidate<T> {
         *share_sum = share_sum.saturating_add(share);
         let mark = Mark::of(offer.peer.id());
         let Offer { peer, weight, item, .. } = offer;
-        Self { peer, weight, capacity_milli, item, mark, share, offset, recent_max: 0 }
+        Self { peer, weight, capacity_milli, item, mark, share, offset, interval: 0 }
     }
 }
 
-/// Twice its share of the recent picks, and one at least.
-pub(super) fn recent_max(share: u64, share_sum: u64) -> u32 {
-    let twice = 2 * RECENT_PICKS as u128 * u128::from(share) / u128::from(share_sum.max(1));
-    u32::try_from(twice).unwrap_or(u32::MAX).max(1)
+/// Picks, in steps of [`PICK`], of which one is its due at twice its share.
+pub(super) fn interval(share: u64, share_sum: u64) -> u32 {
+    let interval = u128::from(share_sum) * u128::from(PICK) / (2 * u128::from(share.max(1)));
+    u32::try_from(interval).unwrap_or(u32::MAX).min(INTERVAL_MAX)
 }
 
 /// Where the candidates are, by mark.
@@ -80,18 +95,6 @@ impl<T> Picker<T> {
         }
     }
 
-    /// Counts anew who was picked recently: some who were not candidates may be again.
-    pub(super) fn recount(&self) {
-        for candidate in &self.candidates {
-            candidate.peer.forget_picks();
-        }
-        for lane in self.fleet.lanes() {
-            for candidate in lane.recent().filter_map(|mark| self.find(mark)) {
-                candidate.peer.picked(lane.number());
-            }
-        }
-    }
-
     pub(super) fn choose(
         &self,
         key: Option<Key>,
@@ -105,8 +108,10 @@ impl<T> Picker<T> {
             return self.on_ring(placed, key, now_us, tried).or_else(|| self.least_bad(now_us, tried)).map(Choice::One);
         }
         if self.fresh.load(Relaxed) {
-            if let Some(fresh) = self.candidates.iter().find(|c| c.peer.take_fresh()) {
-                return Some(Choice::One(fresh));
+            while let Some(fresh) = self.candidates.iter().find(|c| c.peer.take_fresh()) {
+                if rng.below(self.fleet.clients()) < FIRST_CALLS {
+                    return Some(Choice::One(fresh));
+                }
             }
             self.fresh.store(false, Relaxed);
         }
@@ -127,7 +132,7 @@ impl<T> Picker<T> {
         let expected = self.rif_expected(first);
         let told = self.lightest_told(lane, now_us, tried);
         if let Some((told, token)) = told
-            && is_below(token.rif, told, expected, first)
+            && is_below(self.load_told(&token), told, self.load_bearable(expected), first)
             && lane.spend(token)
         {
             return Some(Choice::One(told));
@@ -171,6 +176,22 @@ impl<T> Picker<T> {
         u64::try_from((milli + 500) / 1_000).unwrap_or(u64::MAX)
     }
 
+    /// What a token tells of load, with this call. It says less with time: what was idle then may not be so any more.
+    fn load_told(&self, token: &Token) -> u64 {
+        load_with(token.rif) + AGEING.saturating_mul(token.age_us) / self.fleet.answer_us_mean().max(1)
+    }
+
+    /// The load up to which what a token tells is taken, where so many requests in flight are to be expected anywhere. While the
+    /// fleet is idle, no more than at the one drawn. Else more, the more calls this client has in flight: it hears of others soon
+    /// enough, and one with few calls does better to ask.
+    fn load_bearable(&self, expected: u64) -> u64 {
+        if expected == 0 {
+            return load_with(0);
+        }
+        let patience = PATIENCE.saturating_mul(self.fleet.in_flight());
+        load_with(expected).saturating_add(CALL / 2).saturating_add(patience)
+    }
+
     /// The endpoint of which a token tells the least load, among those fit that owe no answers.
     fn lightest_told(&self, lane: &Lane, now_us: u64, tried: &[u64]) -> Option<(&Candidate<T>, Token)> {
         let mut passed_over = 0_u32;
@@ -181,7 +202,9 @@ impl<T> Picker<T> {
                     continue;
                 }
                 let Some(candidate) = self.find(token.mark) else { continue };
-                if best.is_none_or(|(other, than)| is_below(token.rif, candidate, than.rif, other)) {
+                if best.is_none_or(|(other, than)| {
+                    is_below(self.load_told(&token), candidate, self.load_told(&than), other)
+                }) {
                     best = Some((candidate, token));
                 }
             }
@@ -206,7 +229,7 @@ impl<T> Picker<T> {
         let peer = &candidate.peer;
         self.standing(candidate, now_us, tried) == Standing::Fit
             && !peer.is_sour(now_us)
-            && peer.picks(lane.number()) < candidate.recent_max
+            && peer.ahead(lane.number(), lane.picks()) < candidate.interval.saturating_mul(WORDS_AHEAD)
             && peer.unanswered().0 < UNANSWERED_MAX
             && !self.is_late(peer, now_us)
     }
@@ -324,10 +347,15 @@ impl<T> Picker<T> {
     }
 }
 
-/// Whether one more call is less for `a` with so many requests in flight than for `b` with those, each by its capacity.
-pub(super) fn is_below<T>(rif_a: u64, a: &Candidate<T>, rif_b: u64, b: &Candidate<T>) -> bool {
-    let load = |rif: u64, of: &Candidate<T>| u128::from(rif.saturating_add(1)) * u128::from(of.capacity_milli);
-    load(rif_a, b) < load(rif_b, a)
+/// Whether so much load is less for `a` than that is for `b`, each by its capacity.
+pub(super) fn is_below<T>(load_a: u64, a: &Candidate<T>, load_b: u64, b: &Candidate<T>) -> bool {
+    let load = |load: u64, of: &Candidate<T>| u128::from(load) * u128::from(of.capacity_milli);
+    load(load_a, b) < load(load_b, a)
+}
+
+/// The load of an endpoint with so many requests in flight and one more.
+pub(super) fn load_with(rif: u64) -> u64 {
+    rif.saturating_add(1).saturating_mul(CALL)
 }
 
 /// Whether `a` carries less per share than `b`. Half a call is added to both: counting whole calls alone, an endpoint of small

@@ -26,6 +26,8 @@ pub struct Fleet {
     alarm: AtomicBool,
     /// Endpoints can be asked how loaded they are.
     asks: AtomicBool,
+    /// Clients that call the service, as far as is known; at least 1.
+    clients: AtomicU64,
 }
 
 impl Fleet {
@@ -43,12 +45,22 @@ impl Fleet {
             rif_milli_mean: AtomicU64::new(0),
             alarm: AtomicBool::new(false),
             asks: AtomicBool::new(false),
+            clients: AtomicU64::new(1),
         }
     }
 
     /// Whether endpoints can be asked how loaded they are, and it pays to wait for what they say.
     pub fn set_asks(&self, asks: bool) {
         self.asks.store(asks, Relaxed);
+    }
+
+    /// So many clients call the service, this one included.
+    pub fn set_clients(&self, clients: u64) {
+        self.clients.store(clients.max(1), Relaxed);
+    }
+
+    pub(super) fn clients(&self) -> u64 {
+        self.clients.load(Relaxed)
     }
 
     pub(super) fn asks(&self) -> bool {
@@ -108,10 +120,6 @@ impl Fleet {
             [only] => only,
             lanes => &lanes[lane_of_thread() % lanes.len()],
         }
-    }
-
-    pub(super) fn lanes(&self) -> impl Iterator<Item = &Lane> {
-        self.lanes.iter()
     }
 
     pub(super) fn raise_alarm(&self) {

@@ -1,6 +1,6 @@
 //! What one client knows of one endpoint: a handful of counters, written by its calls and read by its picks. Nothing here waits.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::{
     Class, LANES_MAX,
@@ -30,8 +30,8 @@ pub struct Peer {
     soured_us: AtomicU64,
     fresh: AtomicBool,
     suspected: AtomicBool,
-    /// How often it is among the recent picks of each lane.
-    picks: [AtomicU16; LANES_MAX],
+    /// By lane, the count of picks at which it will have had no more than its due.
+    due: [AtomicU32; LANES_MAX],
     pub(crate) breaker: Breaker,
 }
 
@@ -50,7 +50,7 @@ impl Peer {
             soured_us: AtomicU64::new(0),
             fresh: AtomicBool::new(false),
             suspected: AtomicBool::new(false),
-            picks: Default::default(),
+            due: Default::default(),
             breaker: Breaker::default(),
         }
     }
@@ -166,29 +166,18 @@ impl Peer {
         self.sour.load(Relaxed) != 0 && now_us.saturating_sub(self.soured_us.load(Relaxed)) < SOUR_US
     }
 
-    /// How often it is among the recent picks of a lane.
-    pub(super) fn picks(&self, lane: usize) -> u32 {
-        self.picks.get(lane).map_or(0, |picks| picks.load(Relaxed).into())
+    /// How far it is ahead of its due at this count of a lane's picks; 0 when it is not.
+    pub(super) fn ahead(&self, lane: usize, picks: u32) -> u32 {
+        let due = self.due.get(lane).map_or(picks, |due| due.load(Relaxed));
+        let ahead = due.wrapping_sub(picks);
+        // Less than half of the circle is ahead, the rest is behind.
+        if ahead > i32::MAX as u32 { 0 } else { ahead }
     }
 
-    pub(super) fn picked(&self, lane: usize) {
-        if let Some(picks) = self.picks.get(lane) {
-            picks.fetch_add(1, Relaxed);
-        }
-    }
-
-    pub(super) fn unpicked(&self, lane: usize) {
-        if let Some(picks) = self.picks.get(lane) {
-            // Saturating: counts made anew by another picker at the same moment may be short of one.
-            let _ = picks.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
-        }
-    }
-
-    pub(super) fn forget_picks(&self) {
-        for picks in &self.picks {
-            if picks.load(Relaxed) != 0 {
-                picks.store(0, Relaxed);
-            }
+    /// It was picked; a pick is its due once per `interval`.
+    pub(super) fn picked(&self, lane: usize, picks: u32, interval: u32) {
+        if let Some(due) = self.due.get(lane) {
+            due.store(picks.wrapping_add(self.ahead(lane, picks)).wrapping_add(interval), Relaxed);
         }
     }
 

@@ -580,3 +580,25 @@ fn two_are_asked_when_nothing_is_known_and_the_call_goes_to_the_one_with_less() 
     let Some(Pick::Ask([a, b])) = world.picker.pick_or_ask(None, later_us, &mut rng, &[]) else { panic!("asks") };
     assert!(world.picker.settle([(a, None), (b, None)], later_us, &mut rng, &[]).is_some());
 }
+
+#[test]
+fn a_newcomer_is_given_few_first_calls_however_many_clients_there_are() {
+    let mut first_calls = 0;
+    for seed in 0..1_000 {
+        let world = World::new(Policy::LeastLoad, &[100; 200], seed);
+        world.fleet.set_clients(1_000);
+        world.peers[7].mark_fresh();
+        let offers = world.peers.iter().enumerate().map(|(item, peer)| Offer {
+            peer: peer.clone(),
+            weight: 100,
+            capacity_milli: 0,
+            priority: 0,
+            ready: true,
+            item,
+        });
+        let picker = Picker::new(Policy::LeastLoad, world.fleet.clone(), offers);
+        let mut rng = Rng::from_seed(seed);
+        first_calls += usize::from(picker.pick(1, &mut rng, &[]).is_some_and(|c| c.item == 7));
+    }
+    assert!((1..20).contains(&first_calls), "{first_calls} of 1,000 clients");
+}

@@ -16,10 +16,11 @@ use super::rng::{GOLDEN_STEP, Rng};
 /// Tokens per lane; the oldest makes room. In simulations 4 to 64 make no difference.
 pub const TOKENS_MAX: usize = 16;
 const _: () = assert!(TOKENS_MAX <= u32::BITS as usize);
-/// Picks of a lane over which no endpoint gets more than twice its share on its own word.
-pub const RECENT_PICKS: usize = 256;
 /// Lanes at most: more threads than this share some.
 pub const LANES_MAX: usize = 16;
+
+/// A pick in the count of picks: fractions of one matter where endpoints are few.
+pub(super) const PICK: u32 = 64;
 
 /// A token is one word: whose (26 bits), requests in flight (14), when it was banked (24 bits of 64 us). 0 is no token.
 const STAMP_BITS: u32 = 24;
@@ -43,11 +44,6 @@ impl Mark {
     pub(super) fn bits(self) -> u64 {
         self.0
     }
-
-    fn word32(self) -> u32 {
-        // 26 bits fit.
-        self.0 as u32
-    }
 }
 
 /// A token as it stands in its place.
@@ -56,6 +52,8 @@ pub(super) struct Token {
     pub(super) mark: Mark,
     /// Requests in flight there, with those that this lane has sent since.
     pub(super) rif: u64,
+    /// Time since it was banked, microseconds.
+    pub(super) age_us: u64,
     place: usize,
     word: u64,
 }
@@ -74,9 +72,8 @@ pub(super) struct Lane {
     number: usize,
     turn: AtomicU64,
     tokens: [AtomicU64; TOKENS_MAX],
-    /// Marks of the last picks, as a ring.
-    recent: Box<[AtomicU32]>,
-    picks: AtomicUsize,
+    /// Counts picks, in steps of [`PICK`], and wraps.
+    picks: AtomicU32,
     /// Calls begun less calls ended here; only the sum over lanes means anything.
     in_flight: AtomicU64,
 }
@@ -88,8 +85,7 @@ impl Lane {
             number,
             turn: AtomicU64::new(rng.next_u64() >> 1),
             tokens: [const { AtomicU64::new(0) }; TOKENS_MAX],
-            recent: (0..RECENT_PICKS).map(|_| AtomicU32::new(0)).collect(),
-            picks: AtomicUsize::new(0),
+            picks: AtomicU32::new(0),
             in_flight: AtomicU64::new(0),
         }
     }
@@ -133,10 +129,11 @@ impl Lane {
         let (now, age_max) = (stamp(now_us), (age_us_max >> STAMP_UNIT_BITS).min(STAMP_MASK / 2));
         self.tokens.iter().enumerate().filter_map(move |(place, held)| {
             let word = held.load(Relaxed);
-            let is_young = word != 0 && now.wrapping_sub(word) & STAMP_MASK <= age_max;
-            is_young.then(|| Token {
+            let age = now.wrapping_sub(word) & STAMP_MASK;
+            (word != 0 && age <= age_max).then(|| Token {
                 mark: Mark(word >> (RIF_BITS + STAMP_BITS)),
                 rif: (word >> STAMP_BITS) & RIF_MAX,
+                age_us: age << STAMP_UNIT_BITS,
                 place,
                 word,
             })
@@ -160,16 +157,13 @@ impl Lane {
         }
     }
 
-    /// Marks of the recent picks.
-    pub(super) fn recent(&self) -> impl Iterator<Item = Mark> {
-        self.recent.iter().map(|mark| mark.load(Relaxed)).filter(|mark| *mark != 0).map(|mark| Mark(u64::from(mark)))
+    /// Counts a pick; how many there were before it, in steps of [`PICK`], wrapping.
+    pub(super) fn picked(&self) -> u32 {
+        self.picks.fetch_add(PICK, Relaxed)
     }
 
-    /// Notes a pick among the recent ones; whose pick leaves them for it.
-    pub(super) fn picked(&self, mark: Mark) -> Option<Mark> {
-        let at = self.picks.fetch_add(1, Relaxed) % RECENT_PICKS;
-        let left = self.recent.get(at)?.swap(mark.word32(), Relaxed);
-        (left != 0).then_some(Mark(u64::from(left)))
+    pub(super) fn picks(&self) -> u32 {
+        self.picks.load(Relaxed)
     }
 }
 
@@ -237,16 +231,6 @@ mod tests {
         lane.sent(Mark::of(1));
         lane.sent(Mark::of(2));
         assert_eq!(held(&lane, 0), [(Mark::of(1).bits(), 3), (Mark::of(2).bits(), RIF_MAX)]);
-    }
-
-    #[test]
-    fn recent_picks_are_a_window() {
-        let lane = Lane::new(1, 0);
-        for n in 0..RECENT_PICKS as u64 {
-            assert_eq!(lane.picked(Mark::of(n)), None);
-        }
-        assert_eq!(lane.picked(Mark::of(5)), Some(Mark::of(0)));
-        assert_eq!(lane.picked(Mark::of(5)), Some(Mark::of(1)));
     }
 
     #[test]
