@@ -130,7 +130,7 @@ impl Lane {
         self.tokens.iter().enumerate().filter_map(move |(place, held)| {
             let word = held.load(Relaxed);
             let age = now.wrapping_sub(word) & STAMP_MASK;
-            (word != 0 && age <= age_max).then(|| Token {
+            (word != 0 && age <= age_max).then_some(Token {
                 mark: Mark(word >> (RIF_BITS + STAMP_BITS)),
                 rif: (word >> STAMP_BITS) & RIF_MAX,
                 age_us: age << STAMP_UNIT_BITS,
