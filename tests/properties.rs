@@ -12,7 +12,9 @@ use std::{
 
 use lookaside_core::{
     config::{PolicyKind, ServiceConfig},
+    event::{Backend, Event, LoadReport},
     explain::{Verdict, explain},
+    limits::{CAPACITY_MILLI_MAX, CAPACITY_MILLI_MIN},
     model::{Address, Cohort, Locality, Timestamp},
     policy::{ListMode, assign},
     snapshot::{Code, Mode, ServiceSnapshot, Snapshot, State, Status},
@@ -56,6 +58,23 @@ fn check_lists(service: &ServiceSnapshot) {
         if offered > 0 {
             assert!(priorities.contains(&0), "tiers start at 0");
         }
+    }
+}
+
+/// Capacities are known of all or of none, and within their bounds. What is offered has no more than twice the share that
+/// its weight alone would give it in its tier.
+fn check_capacities(service: &ServiceSnapshot) {
+    let capacities: Vec<_> = service.endpoints.iter().map(|e| e.capacity_milli).collect();
+    let bounds = CAPACITY_MILLI_MIN..=CAPACITY_MILLI_MAX;
+    assert!(
+        capacities.iter().all(|milli| *milli == 0) || capacities.iter().all(|milli| bounds.contains(milli)),
+        "{capacities:?}"
+    );
+    for offered in service.offered() {
+        let tier = || service.offered().filter(|e| e.spec.priority == offered.spec.priority);
+        let weights: u64 = tier().map(|e| u64::from(e.spec.weight)).sum();
+        let products: u64 = tier().map(|e| u64::from(e.spec.weight) * u64::from(e.capacity_milli)).sum();
+        assert!(u64::from(offered.capacity_milli) * weights <= 2 * products, "{offered:?} of {capacities:?}");
     }
 }
 
@@ -153,6 +172,11 @@ impl Held {
     }
 }
 
+/// Sums of all sizes.
+fn absurd() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), 0..1_000u64, 0..1_000_000_000u64, any::<u64>(), Just(u64::MAX)]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -181,6 +205,7 @@ proptest! {
                 }
             }
             check_lists(world.service());
+            check_capacities(world.service());
             check_explanations(&world.snapshot, world.now);
         }
     }
@@ -308,6 +333,40 @@ proptest! {
             prop_assert_eq!(whole, rest);
         }
         prop_assert_eq!(all.len(), 1, "one set, whoever asks");
+    }
+
+    /// Backends may report anything, and do so while others serve as they should.
+    #[test]
+    fn absurd_reports_stay_below_the_ceiling(
+        reports in prop::collection::vec((0..4u8, absurd(), absurd(), absurd(), prop::option::of(any::<u32>())), 1..60),
+        policy in prop::sample::select(PolicyKind::ALL.to_vec()),
+    ) {
+        let mut world = World::with(ServiceConfig { policy, slow_start: Duration::ZERO, ..ServiceConfig::default() });
+        for at in 0..ENDPOINTS {
+            world.happens(&Fact::Register { at, incarnation: 1 });
+            world.happens(&Fact::Check { at, how: 7 });
+        }
+        for (second, (at, completions, errors, in_flight_us, utilization_permille)) in (1..).zip(reports) {
+            for at in 4..ENDPOINTS {
+                let calls = 100 * second;
+                world.happens(&Fact::Report { at, incarnation: 1, utilization_permille: 500, calls });
+            }
+            world.sequence += 1;
+            let load = LoadReport {
+                sequence: world.sequence,
+                completions,
+                errors,
+                in_flight_us,
+                in_flight: errors as u32,
+                utilization_permille,
+            };
+            let backend = Backend { service: service(), address: address(at), incarnation: 1 };
+            world.table.apply(Event::LoadReported { backend, load }, world.now).unwrap();
+            world.pass(1000, |_, world| {
+                check_lists(world.service());
+                check_capacities(world.service());
+            });
+        }
     }
 
     #[test]

@@ -47,6 +47,8 @@ struct Run {
     snapshot: Snapshot,
     now: Timestamp,
     backends: BTreeMap<String, (Backend, LoadReport)>,
+    /// What they serve between two reports, where a script says so: calls, and those of them that fail.
+    served: BTreeMap<String, (u64, u64)>,
     /// As on disk.
     kept: String,
     starts: u64,
@@ -61,6 +63,7 @@ impl Run {
             snapshot: Snapshot::default(),
             now: Timestamp(0),
             backends: BTreeMap::new(),
+            served: BTreeMap::new(),
             kept: String::new(),
             starts: 0,
             words: 0,
@@ -138,6 +141,16 @@ impl Run {
             "file-dropped" => self.event(Event::SourceDropped { source: from, service: greeter() }),
             "sources-named" => self.event(Event::SourcesNamed),
             "file-fails" => self.event(Event::SourceFailed { source: from, reason: "gone".into() }),
+            // From now on, in every report.
+            "serves" => {
+                let number = |key: &str| options.get(key).map(|value| value.parse::<u64>().unwrap());
+                for name in all {
+                    self.served.insert(name.clone(), (number("calls").unwrap_or(100), number("errors").unwrap_or(0)));
+                    if let (Some((_, load)), Some(utilization)) = (self.backends.get_mut(&name), number("load")) {
+                        load.utilization_permille = Some(utilization as u32);
+                    }
+                }
+            }
             "explain" => self.explain(&all[0], &options),
             "pick" => self.pick(&options),
             "status" => self.status(),
@@ -203,7 +216,9 @@ impl Run {
             "report" => {
                 let number = |key: &str| options.get(key).map(|value| value.parse::<u64>().unwrap());
                 load.sequence = number("sequence").unwrap_or(load.sequence + 1);
-                load.completions += number("calls").unwrap_or(100);
+                let (calls, errors) = self.served.get(name).copied().unwrap_or((100, 0));
+                load.completions += number("calls").unwrap_or(calls);
+                load.errors += errors;
                 load.in_flight_us += 1_000_000;
                 load.utilization_permille = number("load").map(|load| load as u32).or(load.utilization_permille);
                 self.backends.insert(name.to_owned(), (backend.clone(), load));
@@ -279,6 +294,10 @@ impl Run {
         for (at, endpoint) in list.endpoints.iter().enumerate() {
             let name = endpoint.spec.address.host();
             write!(text, "\n  {}. {name} tier={} weight={}", at + 1, endpoint.priority, endpoint.weight).unwrap();
+            // Unknown and usual are not worth a word.
+            if ![0, 1000].contains(&endpoint.capacity_milli) {
+                write!(text, " capacity={}", endpoint.capacity_milli).unwrap();
+            }
             if endpoint.is_keyed_by_instance {
                 write!(text, " key={}", endpoint.spec.instance).unwrap();
             }

@@ -184,6 +184,7 @@ pub(crate) fn assigned(assigned: &Assigned) -> v1::Endpoint {
     v1::Endpoint {
         priority: assigned.priority,
         weight: assigned.weight,
+        capacity_milli: assigned.capacity_milli,
         reasons: reasons.collect(),
         hash_key: if assigned.is_keyed_by_instance { assigned.spec.instance.to_string() } else { String::new() },
         ..endpoint(&assigned.spec)

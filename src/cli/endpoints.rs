@@ -160,6 +160,7 @@ fn table(endpoints: &[EndpointDetail]) -> String {
                 if_fresh(d.in_flight.to_string()),
                 if_fresh(view::rate(d.calls_per_second)),
                 endpoint.weight.to_string(),
+                view::capacity(endpoint.capacity_milli),
                 view::percent(d.assigned_share),
             ]
         })
@@ -175,6 +176,7 @@ fn table(endpoints: &[EndpointDetail]) -> String {
         "IN FLIGHT",
         "CALLS/S",
         "WEIGHT",
+        "CAPACITY",
         "WANTED",
     ];
     output::table(header, rows)
@@ -189,7 +191,11 @@ mod tests {
     fn drained() -> EndpointDetail {
         EndpointDetail {
             service: "greeter".to_owned(),
-            endpoint: Some(Endpoint { address: "10.0.3.31:50051".to_owned(), ..Endpoint::default() }),
+            endpoint: Some(Endpoint {
+                address: "10.0.3.31:50051".to_owned(),
+                capacity_milli: 500,
+                ..Endpoint::default()
+            }),
             state: EndpointState::Draining.into(),
             reasons: vec![Reason {
                 code: ReasonCode::AdminDrain.into(),
@@ -216,16 +222,16 @@ mod tests {
     fn a_drained_endpoint_is_listed_with_its_reason() {
         assert_eq!(
             table(&[drained()]),
-            "SERVICE  ENDPOINT         LOCALITY  STATE     REASONS      CHECK         REPORT AGE  IN FLIGHT  CALLS/S  WEIGHT  WANTED\n\
-             greeter  10.0.3.31:50051  -         DRAINING  ADMIN_DRAIN  SERVING 2.0s  700ms       3          0.5      0       0.0%"
+            "SERVICE  ENDPOINT         LOCALITY  STATE     REASONS      CHECK         REPORT AGE  IN FLIGHT  CALLS/S  WEIGHT  CAPACITY  WANTED\n\
+             greeter  10.0.3.31:50051  -         DRAINING  ADMIN_DRAIN  SERVING 2.0s  700ms       3          0.5      0       0.50      0.0%"
         );
     }
 
     #[test]
     fn an_old_report_says_nothing_of_now() {
         let line = |report_ms_ago| table(&[EndpointDetail { report_ms_ago, ..drained() }]);
-        assert!(line(3_000).ends_with("3.0s        3          0.5      0       0.0%"), "{}", line(3_000));
-        assert!(line(3_001).ends_with("3.0s        -          -        0       0.0%"), "{}", line(3_001));
+        assert!(line(3_000).ends_with("3.0s        3          0.5      0       0.50      0.0%"), "{}", line(3_000));
+        assert!(line(3_001).ends_with("3.0s        -          -        0       0.50      0.0%"), "{}", line(3_001));
     }
 
     #[test]
@@ -235,7 +241,7 @@ mod tests {
             concat!(
                 r#"{"service":"greeter","address":"10.0.3.31:50051","weight":0,"locality":"","priority":0,"#,
                 r#""reasons":["ADMIN_DRAIN"],"reasonDetails":[{"code":"ADMIN_DRAIN","detail":"by alice","sinceMsAgo":0}],"#,
-                r#""instance":"","incarnation":"0000000000000000","capacityMilli":0,"state":"DRAINING","check":"SERVING","#,
+                r#""instance":"","incarnation":"0000000000000000","capacityMilli":500,"state":"DRAINING","check":"SERVING","#,
                 r#""checkMsAgo":2000,"reports":true,"reportMsAgo":700,"utilization":0.0,"inFlight":3,"callsPerSecond":0.5,"#,
                 r#""assignedShare":0.0,"sources":[],"overrides":[{"service":"greeter","locality":"eu/c","action":"DRAIN","#,
                 r#""weightPercent":0,"reason":"","actor":"","setAtUnixMs":0,"replica":"","expiresAtUnixMs":0}]}"#

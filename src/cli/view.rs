@@ -121,6 +121,11 @@ pub(crate) fn order(endpoints: &[v1::Endpoint]) -> String {
     crate::output::table(["#", "ENDPOINT", "LOCALITY", "PRIORITY", "WEIGHT", "REASONS"], rows)
 }
 
+/// Against the median, for a table; nothing where nothing is known.
+pub(crate) fn capacity(milli: u32) -> String {
+    if milli == 0 { String::new() } else { format!("{:.2}", f64::from(milli) / 1000.0) }
+}
+
 /// A share for a table.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.1}%", share * 100.0)

@@ -271,7 +271,12 @@ fn report(endpoint: &EndpointSnapshot, now: Timestamp) -> String {
         None => "utilisation not measured".into(),
     };
     let rate = endpoint.calls_per_second_milli as f64 / 1000.0;
-    format!("{utilization}, {} in flight, {rate:.1} calls/s, {}", endpoint.in_flight, ago(now, at))
+    let capacity = match endpoint.capacity_milli {
+        0 => "capacity not known".to_owned(),
+        milli => format!("capacity {:.2} of the median", f64::from(milli) / 1000.0),
+    };
+    let in_flight = endpoint.in_flight;
+    format!("{utilization}, {in_flight} in flight, {rate:.1} calls/s, {capacity}, {}", ago(now, at))
 }
 
 fn result(list: &Assignment, address: &Address, stages: &[Stage]) -> String {

@@ -21,6 +21,12 @@ pub const TEXT_BYTES_MAX: usize = 256;
 /// A larger weight is refused, and what a list gives is cut here: sums of weights must stay far from overflow in any client.
 pub const WEIGHT_MAX: u32 = 10_000;
 
+/// A capacity is at least a sixteenth of the usual one and at most sixteen times that, thousandths: beyond that it is a mistake
+/// of who measured. Weight times capacity, summed over a service, stays far from overflow.
+pub const CAPACITY_MILLI_MIN: u32 = 62;
+/// See there.
+pub const CAPACITY_MILLI_MAX: u32 = 16_000;
+
 /// A larger failover tier is refused.
 pub const PRIORITY_MAX: u32 = 127;
 

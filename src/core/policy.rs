@@ -88,6 +88,9 @@ pub struct Assigned {
     pub priority: u32,
     /// Share of calls within the tier; 0 means no new calls.
     pub weight: u32,
+    /// Calls it gets done against the median endpoint, thousandths: its share of calls is weight times this. 0 while nothing
+    /// is known of any.
+    pub capacity_milli: u32,
     /// Why here.
     pub reasons: Vec<(Code, String)>,
     /// For `ring_hash`, whether its places on the ring are computed from its instance; otherwise from its address.
@@ -105,6 +108,7 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
         endpoints.extend(tier.into_iter().map(|endpoint| Assigned {
             priority: priority as u32,
             weight: endpoint.weight,
+            capacity_milli: capacity_milli(service.config.policy, endpoint),
             reasons: reasons(endpoint, priority, &tiers),
             is_keyed_by_instance: keys.is_by_instance(&endpoint.spec),
             spec: endpoint.spec.clone(),
@@ -113,6 +117,7 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
     endpoints.extend(service.endpoints.iter().filter(|e| e.state.is_named_out()).map(|endpoint| Assigned {
         priority: tiers.chosen.len() as u32,
         weight: 0,
+        capacity_milli: 0,
         reasons: lasting(endpoint),
         is_keyed_by_instance: false,
         spec: endpoint.spec.clone(),
@@ -131,6 +136,15 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
     };
     assignment.digest = digest(&assignment);
     assignment
+}
+
+/// What clients are told of an endpoint's capacity. Their share for it is weight times capacity, so what is measured goes into
+/// one of the two alone: into the weight for `weighted_round_robin`, which clients use that know of nothing else.
+fn capacity_milli(policy: PolicyKind, endpoint: &EndpointSnapshot) -> u32 {
+    match policy {
+        PolicyKind::LeastLoad => endpoint.capacity_milli,
+        PolicyKind::WeightedRoundRobin | PolicyKind::RoundRobin | PolicyKind::RingHash => 1000,
+    }
 }
 
 fn reasons(endpoint: &EndpointSnapshot, priority: usize, tiers: &Tiers<'_>) -> Vec<(Code, String)> {
@@ -207,6 +221,7 @@ fn digest(assignment: &Assignment) -> u64 {
         hasher.number(spec.incarnation);
         hasher.number(u64::from(endpoint.priority));
         hasher.number(u64::from(endpoint.weight));
+        hasher.number(u64::from(endpoint.capacity_milli));
         hasher.number(u64::from(endpoint.is_keyed_by_instance));
         for (code, detail) in &endpoint.reasons {
             hasher.text(code.name());

@@ -172,6 +172,10 @@ pub struct EndpointSnapshot {
     /// Share of new calls wanted: weight of the spec, times operator's percent, slow start and the policy's own measure.
     /// 0 when not offered.
     pub weight: u32,
+    /// Calls it gets done per second against the median endpoint, thousandths: 1000 is usual. 0 while nothing is known of any
+    /// endpoint of the service; 1000 throughout where the policy asks for no measure.
+    #[serde(default)]
+    pub capacity_milli: u32,
     /// How full it is, for the order of lists; steps of 100 with hysteresis, so that lists do not flicker.
     pub load_permille: u32,
     /// How full it said it is.

@@ -16,6 +16,7 @@ use crate::{
     snapshot::{Mode, ServiceSnapshot, Snapshot, SourceSnapshot, State},
 };
 
+mod capacity;
 mod configured;
 mod endpoint;
 mod health;

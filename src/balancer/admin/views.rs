@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use lookaside_core::{
     config::ServiceConfig,
     model::{Address, Cohort, Locality, ServiceName, Timestamp},
-    policy,
+    policy::{self, Assigned},
     snapshot::{EndpointSnapshot, ServiceSnapshot, Snapshot, State},
 };
 use lookaside_proto::v1;
@@ -153,6 +153,7 @@ fn detail(service: &ServiceSnapshot, endpoint: &EndpointSnapshot, share: f64, no
         service: service.name.to_string(),
         endpoint: Some(v1::Endpoint {
             weight: endpoint.weight,
+            capacity_milli: endpoint.capacity_milli,
             reasons: reasons.clone(),
             ..convert::endpoint(&endpoint.spec)
         }),
@@ -177,8 +178,10 @@ fn shares(service: &ServiceSnapshot) -> BTreeMap<Address, f64> {
     let whole = ServiceSnapshot { config, ..service.clone() };
     let list = policy::assign(&whole, &Cohort { seed: 0, locality: Locality::unknown() });
     let best: Vec<_> = list.endpoints.iter().filter(|e| e.priority == 0 && e.weight > 0).collect();
-    let sum: f64 = best.iter().map(|e| f64::from(e.weight)).sum();
-    best.into_iter().map(|e| (e.spec.address.clone(), f64::from(e.weight) / sum)).collect()
+    // Nothing known of any is the same for all.
+    let wanted = |e: &Assigned| f64::from(e.weight) * f64::from(e.capacity_milli.max(1));
+    let sum: f64 = best.iter().map(|e| wanted(e)).sum();
+    best.into_iter().map(|e| (e.spec.address.clone(), wanted(e) / sum)).collect()
 }
 
 /// Clients of all services or one.

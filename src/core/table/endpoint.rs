@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
+    capacity::Capacity,
     health::{Health, Verdict},
     load::Load,
 };
@@ -31,6 +32,7 @@ pub(super) struct Endpoint {
     pub(super) registered_incarnation: u64,
     pub(super) health: Health,
     pub(super) load: Load,
+    pub(super) capacity: Capacity,
     pub(super) joined_at: Timestamp,
     /// It said that it leaves.
     pub(super) draining: bool,
@@ -73,6 +75,7 @@ impl Endpoint {
             registered_incarnation: 0,
             health: Health::new(),
             load: Load::default(),
+            capacity: Capacity::default(),
             joined_at: now,
             draining: false,
             departed_at: None,

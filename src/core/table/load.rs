@@ -1,6 +1,9 @@
 //! What an endpoint's reports say of its load. Estimates are floats here and integers once they order or weigh a list.
 
-use crate::{event::LoadReport, model::Timestamp};
+use crate::{
+    event::{LoadReport, Outcomes},
+    model::Timestamp,
+};
 
 /// Weight of the newest report against the past. Reports come every second: half of what is shown is under a second old,
 /// nine tenths under four.
@@ -12,6 +15,10 @@ const IN_FLIGHT_FULL: f64 = 10.0;
 /// How far beyond the edge of its tenth a load must go before its published tenth changes, permille.
 const HYSTERESIS_PERMILLE: u32 = 30;
 
+/// What clients tell counts for some ten seconds, a tenth less each second, and from so many calls on.
+const TOLD_MEMORY_S: f64 = 10.0;
+const TOLD_MIN: f64 = 20.0;
+
 #[derive(Debug, Clone, Default)]
 pub(super) struct Load {
     last: Option<(Timestamp, LoadReport)>,
@@ -19,6 +26,9 @@ pub(super) struct Load {
     errors_per_second: f64,
     in_flight_mean: f64,
     tenth: u32,
+    told_at: Timestamp,
+    told_ok: f64,
+    told_failed: f64,
 }
 
 impl Load {
@@ -29,6 +39,32 @@ impl Load {
 
     pub(super) fn reported_at(&self) -> Option<Timestamp> {
         self.last.map(|(at, _)| at)
+    }
+
+    /// The newest report, and when it came.
+    pub(super) fn last(&self) -> Option<(Timestamp, LoadReport)> {
+        self.last
+    }
+
+    /// Takes in what clients tell.
+    pub(super) fn ended(&mut self, outcomes: &Outcomes, now: Timestamp) {
+        let kept = self.told_kept(now);
+        self.told_ok = self.told_ok * kept + outcomes.ok as f64;
+        self.told_failed = self.told_failed * kept + outcomes.failed as f64;
+        self.told_at = now;
+    }
+
+    fn told_kept(&self, now: Timestamp) -> f64 {
+        (-now.since(self.told_at).as_secs_f64() / TOLD_MEMORY_S).exp()
+    }
+
+    /// Share of its calls that fail, by its own word or by that of clients, whichever is worse.
+    pub(super) fn failing(&self, now: Timestamp) -> f64 {
+        let own = if self.calls_per_second > 0.0 { self.errors_per_second / self.calls_per_second } else { 0.0 };
+        let told = self.told_ok + self.told_failed;
+        let is_enough = told * self.told_kept(now) >= TOLD_MIN;
+        let clients = if is_enough { self.told_failed / told } else { 0.0 };
+        own.min(1.0).max(clients)
     }
 
     /// Takes a report in.

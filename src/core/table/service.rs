@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Refusal,
+    capacity::Scale,
     endpoint::{Endpoint, FAREWELL, Registration},
     health::Verdict,
     judge::Judge,
@@ -53,6 +54,7 @@ pub(super) struct Service {
     /// A source that had spoken for it no longer does.
     pub(super) disowned: bool,
     pub(super) judge: Judge,
+    pub(super) scale: Scale,
     /// Until then backends that registered before the balancer started may still turn up.
     settled_at: Timestamp,
     /// It began with what the last start had kept: everybody heard before is in it, and nothing has to settle.
@@ -83,6 +85,7 @@ impl Service {
             unnamed: BTreeSet::new(),
             disowned: false,
             judge: Judge::default(),
+            scale: Scale::default(),
             settled_at,
             restored: false,
             unkept: true,
@@ -273,6 +276,7 @@ impl Service {
     }
 
     pub(super) fn reported(&mut self, backend: &Backend, report: LoadReport, now: Timestamp) -> Result<(), Refusal> {
+        let period = self.config.report_period;
         let endpoint = self.speaker(backend)?;
         if let Some(held) = endpoint.load.sequence()
             && held >= report.sequence
@@ -280,6 +284,9 @@ impl Service {
             return Err(Refusal::OldReport { address: backend.address.clone(), held, given: report.sequence });
         }
         let first = endpoint.load.sequence().is_none();
+        if let Some(before) = endpoint.load.last() {
+            endpoint.capacity.reported(before, (now, report), period);
+        }
         endpoint.load.reported(report, now);
         let was_late = match &mut endpoint.registration {
             Some(registration) => {
@@ -335,10 +342,9 @@ impl Service {
 
     /// Likewise for calls.
     pub(super) fn calls_ended(&mut self, address: &Address, outcomes: &Outcomes, now: Timestamp) {
-        if outcomes.failed == 0 && !outcomes.suspect {
-            return;
-        }
-        if let Some(endpoint) = self.endpoints.get_mut(address) {
+        let Some(endpoint) = self.endpoints.get_mut(address) else { return };
+        endpoint.load.ended(outcomes, now);
+        if outcomes.failed > 0 || outcomes.suspect {
             let evidence_matters = endpoint.health.failed_checks() > 0;
             self.urgent |= endpoint.health.client_failed(now) | evidence_matters;
         }
@@ -380,6 +386,7 @@ impl Service {
         self.remove_gone(words, now);
         // Those that were doubted may be among them; whoever stays is then not held to their doubt.
         self.judge.doubts &= self.endpoints.values().any(|e| e.doubted);
+        self.measure(now);
         match self.config.policy {
             PolicyKind::WeightedRoundRobin => self.weigh(now),
             PolicyKind::LeastLoad | PolicyKind::RoundRobin | PolicyKind::RingHash => self.weigh_evenly(),
@@ -473,8 +480,9 @@ impl Service {
             })
         });
         let evidence = self.endpoints.values().any(|e| e.health.clients_fail(now)).then(|| now.after(REFRESH));
+        let estimates = self.scale.is_known.then(|| now.after(REFRESH));
         let settled = [self.settled_at, self.settled_at.after(FIRST_CHECKS)].into_iter().find(|at| now < *at);
         let words = words.and_then(Words::due);
-        reports.chain(evidence).chain(settled).chain(words).min().unwrap_or(Timestamp(u64::MAX))
+        reports.chain(evidence).chain(estimates).chain(settled).chain(words).min().unwrap_or(Timestamp(u64::MAX))
     }
 }

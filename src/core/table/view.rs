@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
+    capacity,
     endpoint::Endpoint,
     health::Verdict,
     service::Service,
@@ -34,6 +35,7 @@ pub(super) fn view(service: &Service, light: &Light<'_>) -> ServiceSnapshot {
     }
     let mut endpoints: Vec<EndpointSnapshot> =
         faces.into_iter().map(|face| face.snapshot(service, &stance, light)).collect();
+    capacity::cap(&mut endpoints);
     let Stance { mode, mut note, .. } = stance;
     let pending = endpoints.iter().filter(|e| e.state == State::Pending).count();
     let nothing_offered = endpoints.iter().all(|e| !e.state.is_offered());
@@ -98,6 +100,7 @@ impl<'a> Face<'a> {
             state,
             reasons: reasons(endpoint, &self.words, service, mode, state, share, light),
             weight,
+            capacity_milli: service.capacity_milli(endpoint),
             load_permille: endpoint.load.published_permille(),
             utilization_permille: endpoint.load.utilization_permille(),
             in_flight: endpoint.load.in_flight(),
@@ -336,6 +339,7 @@ fn shows_the_same(a: &ServiceSnapshot, b: &ServiceSnapshot) -> bool {
         a.spec == b.spec
             && a.state == b.state
             && a.weight == b.weight
+            && a.capacity_milli == b.capacity_milli
             && a.load_permille == b.load_permille
             && a.overrides == b.overrides
             && a.reasons.iter().map(|r| (r.code, &r.detail)).eq(b.reasons.iter().map(|r| (r.code, &r.detail)))

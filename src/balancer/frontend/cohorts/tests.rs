@@ -13,6 +13,7 @@ fn assignment(weights: &[(&str, u32)]) -> Assignment {
         spec: lookaside_core::model::EndpointSpec::at(address(at)),
         priority: 0,
         weight: *weight,
+        capacity_milli: 0,
         reasons: Vec::new(),
         is_keyed_by_instance: false,
     });

@@ -1,0 +1,391 @@
+//! How much each endpoint gets done against the others of its service. A client sees how long a queue is and never how fast
+//! it moves; and it is the capacity that says how long a queue may be. Measured from the sums that backends report: calls
+//! that ended well per second of full utilisation, against the median of the service, since one that lies must not move
+//! the others. It decides nothing: what a list says of it is the policies'.
+//!
+//! The estimate is slow on purpose. It stands for hosts, not for moments: those are the client's to see.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use super::{endpoint::Endpoint, service::Service};
+use crate::{
+    config::PolicyKind,
+    event::LoadReport,
+    limits::{CAPACITY_MILLI_MAX, CAPACITY_MILLI_MIN},
+    model::Timestamp,
+    snapshot::EndpointSnapshot,
+};
+
+/// The capacity of the median endpoint, and of one of which nothing is known.
+const USUAL_MILLI: u32 = 1000;
+
+/// Time between two looks at the estimates of a service. Reports come every second.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Fewer calls say nothing: thirty exponential service times put their mean right by 18 %.
+const COMPLETIONS_MIN: f64 = 30.0;
+
+/// Below this a utilisation is mostly what the process does without any call, and dividing by it makes idle hosts strong.
+const UTILIZATION_MIN: f64 = 0.15;
+
+/// How long reports count: until a thousand calls put the noise at 3 %, but at least ten reports, whose utilisations may be
+/// those of a moment, and for no longer than a host may be believed to stay what it was.
+const MEMORY_COMPLETIONS: f64 = 1000.0;
+const MEMORY_S: RangeInclusive<f64> = 10.0..=30.0;
+
+/// A report that comes so many periods after the one before tells nothing of the time between them: its utilisation is that
+/// of its end.
+const GAP_PERIODS: u32 = 3;
+
+/// The median counts as this many calls of the endpoint's own: as many as are asked for at least. Without utilisations the
+/// time in the system stands for the time of service, which queues and calls of unequal sizes spoil: ten times as many.
+const PRIOR_COMPLETIONS: f64 = 30.0;
+const PRIOR_COMPLETIONS_IN_FLIGHT: f64 = 300.0;
+
+/// Without utilisations nobody is more than four times the median, up or down: how many calls an endpoint can serve at once
+/// is not seen, and calls that wait for others look like slow hosts.
+const RATIO_MAX_IN_FLIGHT: f64 = 4.0;
+
+/// The most an estimate moves, per second. The effect of a step is seen after a report and a push, some two seconds: a wrong
+/// estimate has by then moved a share by less than a half. A host ten times slower is found in 13 s.
+const SLEW_PER_S: f64 = 1.2;
+
+/// Without evidence an estimate holds this long (gRPC A58 has the same), and then goes back to the median.
+const EXPIRY: Duration = Duration::from_secs(180);
+
+/// An endpoint whose calls fail more than twice as often as those of the others, and at all, proves nothing: failing is quick
+/// and leaves a host idle.
+const FAILING_FACTOR: f64 = 2.0;
+const FAILING_MIN: f64 = 0.01;
+
+/// The trim: what estimates miss shows as uneven utilisation. Dropbox's Robinhood evens that out by feedback alone; here it
+/// corrects the estimate, by a tenth of the deviation every 5 s (a gain of 0.02 per second, against some 15 s until an
+/// effect is measured), and never by more than 30 %. Below a tenth of full utilisation deviations are noise.
+const TRIM_PERIOD: Duration = Duration::from_secs(5);
+const TRIM_GAIN: f64 = 0.1;
+const TRIM_RATIO_MAX: f64 = 1.3;
+const TRIM_DEAD_BAND: f64 = 0.02;
+const TRIM_UTILIZATION_MIN: f64 = 0.1;
+
+/// A change of less than this is no new list, and one below the second waits until others have gathered: with a hundred
+/// endpoints noise alone would otherwise make a list every second.
+const STEP_PERMILLE: u32 = 50;
+const STEP_AT_ONCE_PERMILLE: u32 = 150;
+const GATHER: Duration = Duration::from_secs(5);
+
+/// What a capacity is measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Measure {
+    /// Calls per second over utilisation.
+    Utilization,
+    /// Calls per second over calls in flight, which by Little's law is the inverse of the time in the system.
+    InFlight,
+}
+
+impl Measure {
+    const ALL: [Self; 2] = [Self::Utilization, Self::InFlight];
+
+    fn prior_completions(self) -> f64 {
+        match self {
+            Self::Utilization => PRIOR_COMPLETIONS,
+            Self::InFlight => PRIOR_COMPLETIONS_IN_FLIGHT,
+        }
+    }
+
+    fn ratio_ln_max(self) -> f64 {
+        match self {
+            Self::Utilization => (f64::from(CAPACITY_MILLI_MAX) / f64::from(USUAL_MILLI)).ln(),
+            Self::InFlight => RATIO_MAX_IN_FLIGHT.ln(),
+        }
+    }
+}
+
+/// What reports add up to, the past fading.
+#[derive(Debug, Clone, Default)]
+struct Sums {
+    /// Calls that ended well.
+    good: f64,
+    /// Seconds of full utilisation, or of a call in flight.
+    cost_s: f64,
+    /// Seconds.
+    span_s: f64,
+}
+
+impl Sums {
+    fn add(&mut self, good: f64, cost_s: f64, span_s: f64) {
+        let memory_s = (MEMORY_COMPLETIONS * span_s / good.max(1.0)).clamp(*MEMORY_S.start(), *MEMORY_S.end());
+        let kept = (-span_s / memory_s).exp();
+        self.good = self.good * kept + good;
+        self.cost_s = self.cost_s * kept + cost_s;
+        self.span_s = self.span_s * kept + span_s;
+    }
+
+    /// Mean utilisation, or mean number of calls in flight.
+    fn level(&self) -> f64 {
+        if self.span_s > 0.0 { self.cost_s / self.span_s } else { 0.0 }
+    }
+}
+
+/// The last evidence: how many calls a second of full utilisation is worth, as a logarithm, and from how many calls that is.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    at: Timestamp,
+    rate_ln: f64,
+    completions: f64,
+}
+
+/// What is known of the capacity of one start of a backend.
+#[derive(Debug, Clone)]
+pub(super) struct Capacity {
+    measure: Measure,
+    sums: Sums,
+    /// Whether a report was added since the last look.
+    is_fresh: bool,
+    /// What its reports say is no evidence now.
+    is_frozen: bool,
+    found: Option<Found>,
+    /// Against the median, as a logarithm, and where that is going.
+    ratio_ln: f64,
+    target_ln: f64,
+    trim_ln: f64,
+    /// As published.
+    milli: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            measure: Measure::InFlight,
+            sums: Sums::default(),
+            is_fresh: false,
+            is_frozen: false,
+            found: None,
+            ratio_ln: 0.0,
+            target_ln: 0.0,
+            trim_ln: 0.0,
+            milli: USUAL_MILLI,
+        }
+    }
+}
+
+impl Capacity {
+    /// Takes in what happened from one report to the next. Sums that fell are no sums.
+    pub(super) fn reported(
+        &mut self,
+        before: (Timestamp, LoadReport),
+        after: (Timestamp, LoadReport),
+        period: Duration,
+    ) {
+        let ((then, before), (now, after)) = (before, after);
+        if after.utilization_permille.is_some() && self.measure != Measure::Utilization {
+            (self.measure, self.sums) = (Measure::Utilization, Sums::default());
+        }
+        let passed = now.since(then);
+        let fell = after.completions < before.completions
+            || after.errors < before.errors
+            || after.in_flight_us < before.in_flight_us;
+        if self.is_frozen || fell || passed.is_zero() || passed > period * GAP_PERIODS {
+            return;
+        }
+        let errors = after.errors - before.errors;
+        // A failed call is quick and cheap, or it was work for nothing.
+        let good = (after.completions - before.completions).saturating_sub(errors);
+        let span_s = passed.as_secs_f64();
+        let cost_s = match self.measure {
+            // None once it has named one means that it is idle: 0 is "not measured" on the wire. Above full are calls that
+            // wait, or what the host had to spare: neither is what it has for itself.
+            Measure::Utilization => f64::from(after.utilization_permille.unwrap_or(0).min(1000)) / 1e3 * span_s,
+            Measure::InFlight => (after.in_flight_us - before.in_flight_us) as f64 / 1e6,
+        };
+        self.sums.add(good as f64, cost_s, span_s);
+        self.is_fresh = true;
+    }
+
+    /// From now on its reports are evidence, or are not.
+    fn freeze(&mut self, frozen: bool) {
+        self.is_frozen = frozen;
+        if frozen {
+            // What came in just before it was noticed is no evidence either.
+            self.sums = Sums::default();
+            self.is_fresh = false;
+            if self.found.is_some() {
+                self.target_ln = self.ratio_ln;
+            }
+        }
+    }
+
+    fn look(&mut self, now: Timestamp) {
+        let is_fresh = std::mem::take(&mut self.is_fresh);
+        let is_busy = match self.measure {
+            Measure::Utilization => self.sums.level() >= UTILIZATION_MIN,
+            Measure::InFlight => self.sums.cost_s > 0.0,
+        };
+        if is_fresh && is_busy && self.sums.good >= COMPLETIONS_MIN {
+            let rate_ln = (self.sums.good / self.sums.cost_s).ln();
+            self.found = Some(Found { at: now, rate_ln, completions: self.sums.good });
+        }
+        if self.found.is_some_and(|found| now.since(found.at) >= EXPIRY) {
+            self.found = None;
+            self.ratio_ln += std::mem::take(&mut self.trim_ln);
+            self.target_ln = 0.0;
+        }
+    }
+
+    /// Goes towards what was found, against the median.
+    fn follow(&mut self, median_ln: Option<f64>, seconds: f64, now: Timestamp) {
+        if let (Some(found), Some(median_ln)) = (self.found, median_ln)
+            && found.at == now
+        {
+            // The variance of a logarithm of so many calls' mean is one over their number: this is the mean of both, each
+            // by the inverse of its variance.
+            let trust = found.completions / (found.completions + self.measure.prior_completions());
+            let max = self.measure.ratio_ln_max();
+            self.target_ln = (trust * (found.rate_ln - median_ln)).clamp(-max, max);
+        }
+        let most = SLEW_PER_S.ln() * seconds;
+        self.ratio_ln += (self.target_ln - self.ratio_ln).clamp(-most, most);
+    }
+
+    /// Mean utilisation, where that is measured and evidence.
+    fn utilization(&self) -> Option<f64> {
+        let is_told = self.measure == Measure::Utilization && !self.is_frozen && self.sums.span_s > 0.0;
+        is_told.then(|| self.sums.level())
+    }
+
+    fn trim(&mut self, mean: f64) {
+        let Some(own) = self.utilization() else { return };
+        let deviation = ((mean - own) / mean).clamp(-1.0, 1.0);
+        if deviation.abs() > TRIM_DEAD_BAND {
+            // The limit is on the sum itself, so that it never has to unwind.
+            let most = TRIM_RATIO_MAX.ln();
+            self.trim_ln = (self.trim_ln + TRIM_GAIN * deviation).clamp(-most, most);
+        }
+    }
+
+    /// Publishes the estimate if it moved enough. Returns whether it did.
+    fn hold(&mut self, may_gather: bool) -> bool {
+        let milli = (f64::from(USUAL_MILLI) * (self.ratio_ln + self.trim_ln).exp()).round() as u32;
+        let milli = milli.clamp(CAPACITY_MILLI_MIN, CAPACITY_MILLI_MAX);
+        let step = if may_gather { STEP_PERMILLE } else { STEP_AT_ONCE_PERMILLE };
+        let moved = u64::from(milli.abs_diff(self.milli)) * 1000 >= u64::from(self.milli) * u64::from(step);
+        if moved {
+            self.milli = milli;
+        }
+        moved
+    }
+}
+
+/// What is held of the capacities of a service as a whole.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Scale {
+    measured_at: Timestamp,
+    trimmed_at: Timestamp,
+    gathered_at: Timestamp,
+    /// There is evidence on some endpoint.
+    pub(super) is_known: bool,
+}
+
+impl Service {
+    /// Brings estimates up to date.
+    pub(super) fn measure(&mut self, now: Timestamp) {
+        let passed = now.since(self.scale.measured_at);
+        if passed < PERIOD {
+            return;
+        }
+        self.scale.measured_at = now;
+        self.freeze(now);
+        self.endpoints.values_mut().for_each(|endpoint| endpoint.capacity.look(now));
+        // After a pause of the balancer itself nothing leaps.
+        let seconds = passed.min(PERIOD * 2).as_secs_f64();
+        for measure in Measure::ALL {
+            let capacities = || self.endpoints.values().map(|e| &e.capacity).filter(|c| c.measure == measure);
+            let median_ln = median(capacities().filter_map(|c| c.found).map(|found| found.rate_ln).collect());
+            let capacities = self.endpoints.values_mut().map(|e| &mut e.capacity);
+            capacities.filter(|c| c.measure == measure).for_each(|c| c.follow(median_ln, seconds, now));
+        }
+        if now.since(self.scale.trimmed_at) >= TRIM_PERIOD {
+            self.scale.trimmed_at = now;
+            self.trim();
+        }
+        self.scale.is_known = self.endpoints.values().any(|e| e.capacity.found.is_some());
+        let may_gather = now.since(self.scale.gathered_at) >= GATHER;
+        let mut gathered = false;
+        for endpoint in self.endpoints.values_mut() {
+            gathered |= endpoint.capacity.hold(may_gather);
+        }
+        if may_gather && gathered {
+            self.scale.gathered_at = now;
+        }
+    }
+
+    /// Whose reports are no evidence: those that are not heard of, that still warm up, or whose calls fail.
+    fn freeze(&mut self, now: Timestamp) {
+        let offered = || self.endpoints.values().filter(|e| e.may_be_offered());
+        let sum: f64 = offered().map(|e| e.load.failing(now)).sum();
+        let others = offered().count().saturating_sub(1).max(1) as f64;
+        for endpoint in self.endpoints.values_mut() {
+            let own = endpoint.load.failing(now);
+            let elsewhere = if endpoint.may_be_offered() { (sum - own) / others } else { 0.0 };
+            let fails = own > (FAILING_FACTOR * elsewhere).max(FAILING_MIN);
+            let warms = endpoint.newcomer || endpoint.warming_since.is_some();
+            endpoint.capacity.freeze(fails || warms || endpoint.is_late() || endpoint.registration.is_none());
+        }
+    }
+
+    fn trim(&mut self) {
+        let told: Vec<f64> =
+            self.endpoints.values().filter(|e| e.may_be_offered()).filter_map(|e| e.capacity.utilization()).collect();
+        let mean = told.iter().sum::<f64>() / told.len().max(1) as f64;
+        if mean >= TRIM_UTILIZATION_MIN {
+            let offered = self.endpoints.values_mut().filter(|e| e.may_be_offered());
+            offered.for_each(|endpoint| endpoint.capacity.trim(mean));
+        }
+    }
+
+    /// What snapshots say of an endpoint's capacity, before the ceiling: 0 while nothing is known of any. Policies that ask
+    /// for no measure have none.
+    pub(super) fn capacity_milli(&self, endpoint: &Endpoint) -> u32 {
+        match self.config.policy {
+            PolicyKind::LeastLoad | PolicyKind::WeightedRoundRobin if self.scale.is_known => endpoint.capacity.milli,
+            PolicyKind::LeastLoad | PolicyKind::WeightedRoundRobin => 0,
+            PolicyKind::RoundRobin | PolicyKind::RingHash => USUAL_MILLI,
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let count = values.len();
+    let (low, high) = (values.get(count.checked_sub(1)? / 2)?, values.get(count / 2)?);
+    Some((low + high) / 2.0)
+}
+
+/// No capacity is more than twice the mean of its tier by weight, so that no share is more than twice what the weight alone
+/// would give: what a backend reports of itself is its own word, and anybody may lie. Exact for each snapshot, since it goes
+/// by those who are offered in it.
+pub(super) fn cap(endpoints: &mut [EndpointSnapshot]) {
+    let mut offered: Vec<_> = endpoints.iter_mut().filter(|e| e.state.is_offered() && e.capacity_milli > 0).collect();
+    offered.sort_by_key(|e| (e.spec.priority, std::cmp::Reverse(e.capacity_milli)));
+    for tier in offered.chunk_by_mut(|a, b| a.spec.priority == b.spec.priority) {
+        let weight = |e: &EndpointSnapshot| u64::from(e.spec.weight.max(1));
+        let all: u64 = tier.iter().map(|e| weight(e)).sum();
+        // Those at the ceiling have it in common: w c <= 2 w (c W + R) / A, solved for c, with W the weight of those at the
+        // ceiling, A that of all, and R what the others are worth. Never more than half of the weight is at the ceiling.
+        let mut rest: u64 = tier.iter().map(|e| weight(e) * u64::from(e.capacity_milli)).sum();
+        let mut above = 0;
+        for at in 0..tier.len() {
+            let ceiling = 2 * rest / all.saturating_sub(2 * above).max(1);
+            let own = u64::from(tier[at].capacity_milli);
+            if own <= ceiling {
+                let ceiling = u32::try_from(ceiling).unwrap_or(u32::MAX);
+                tier[..at].iter_mut().for_each(|e| e.capacity_milli = ceiling);
+                break;
+            }
+            above += weight(tier[at]);
+            rest -= weight(tier[at]) * own;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
