@@ -369,6 +369,29 @@ proptest! {
         }
     }
 
+    /// Whatever one machine tells under whatever names, and whatever the others tell of their few failures.
+    #[test]
+    fn no_voice_ejects_anybody_alone(
+        lies in prop::collection::vec((0..ENDPOINTS, 0..40u8, 0..2_000_000u64), 1..60),
+        failures in prop::collection::vec(0..2u64, 1..60),
+    ) {
+        let mut world = World::new(PolicyKind::LeastLoad);
+        world.happens(&Fact::Pass { ms: 16_000 });
+        world.happens(&Fact::List(Some((0..ENDPOINTS).collect())));
+        for at in 0..ENDPOINTS {
+            world.happens(&Fact::Check { at, how: 7 });
+        }
+        for (turn, (at, name, failed)) in lies.into_iter().enumerate() {
+            world.told((&format!("liar-{name}"), 9), at, 0, failed);
+            for honest in 0..5u64 {
+                let failed = failures[(turn * 5 + honest as usize) % failures.len()];
+                world.told((&format!("honest-{honest}"), honest), at, 19, failed);
+            }
+            world.happens(&Fact::Pass { ms: 100 });
+            prop_assert!(world.service().endpoints.iter().all(|e| e.state == State::Eligible && e.weight == 100));
+        }
+    }
+
     #[test]
     fn no_report_draws_more_than_twice_a_fair_share(lie in 0..1000u32, calls in 0..1_000_000u32) {
         let mut world = World::new(PolicyKind::WeightedRoundRobin);

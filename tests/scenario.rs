@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, sync::Arc
 
 use lookaside_core::{
     config::{Configuration, ConfiguredService, PolicyKind, ServiceConfig},
-    event::{Action, Backend, CheckOutcome, Event, LoadReport, Outcomes, Override, Scope},
+    event::{Action, Backend, CheckOutcome, Client, Event, LoadReport, Outcomes, Override, Scope},
     explain::explain,
-    model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, ServiceName, SourceId, Timestamp},
+    model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, Peer, ServiceName, SourceId, Timestamp},
     policy::assign,
     snapshot::{ServiceSnapshot, Snapshot},
     table::Table,
@@ -154,6 +154,8 @@ impl Run {
             "explain" => self.explain(&all[0], &options),
             "pick" => self.pick(&options),
             "status" => self.status(),
+            // So many clients tell of so many calls each, from a machine each unless they share a peer.
+            "told" => self.told(&all, &options),
             "drain" | "undrain" | "disable" | "enable" | "weight" => self.word(verb, &all, &options),
             verb => {
                 for name in all {
@@ -233,12 +235,24 @@ impl Run {
             "breaks" => Event::ReportStreamBroken { backend },
             "clients-fail" => {
                 let outcomes = Outcomes { failed: 1, suspect: true, ..Outcomes::default() };
-                let client = ClientId::parse("web").unwrap();
-                Event::CallsEnded { client, service, address, outcomes }
+                Event::CallsEnded { client: client("web", 1), service, address, outcomes }
             }
             other => panic!("no such verb: {other}"),
         };
         self.event(event);
+    }
+
+    fn told(&mut self, names: &[String], options: &BTreeMap<&str, &str>) {
+        let number = |key: &str, or: u64| options.get(key).map_or(or, |value| value.parse().unwrap());
+        let first = number("client", 1);
+        for name in names {
+            for at in first..first + number("clients", 1) {
+                let (ok, failed) = (number("ok", 0), number("failed", 0));
+                let outcomes = Outcomes { ok, failed, ..Outcomes::default() };
+                let client = client(&format!("web-{at}"), number("peer", at));
+                self.event(Event::CallsEnded { client, service: greeter(), address: address(name), outcomes });
+            }
+        }
     }
 
     fn word(&mut self, verb: &str, names: &[String], options: &BTreeMap<&str, &str>) {
@@ -365,6 +379,10 @@ fn source() -> SourceId {
 
 fn address(name: &str) -> Address {
     Address::parse(&format!("{name}:1")).unwrap()
+}
+
+fn client(name: &str, peer: u64) -> Client {
+    Client { id: ClientId::parse(name).unwrap(), peer: Peer(peer), locality: Locality::unknown() }
 }
 
 fn spec(name: &str, options: &BTreeMap<&str, &str>) -> EndpointSpec {

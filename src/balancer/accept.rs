@@ -41,6 +41,7 @@ pub(crate) use acceptor::{Accepted, Acceptor};
 use ceiling::Inside;
 pub(crate) use ceiling::{Ceiling, Newcomer};
 use meter::{Flood, Meter, PREFACE};
+pub(crate) use peers::number as peer_number;
 use peers::{Counted, Peer};
 use tasks::Tasks;
 pub(crate) use tasks::{Ended, Task};

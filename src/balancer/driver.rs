@@ -11,9 +11,9 @@ use std::{
 use lookaside_core::{
     config::ServiceConfig,
     decision::{self, Decision},
-    event::{Backend, Event, LoadReport, Outcomes, Override},
+    event::{Backend, Client, Event, LoadReport, Outcomes, Override},
     kept::Kept,
-    model::{Address, ClientId, ServiceName, Timestamp, Version},
+    model::{Address, ServiceName, Timestamp, Version},
     snapshot::Snapshot,
     table::{Effect, Invariant, Refusal, Table},
 };
@@ -161,7 +161,7 @@ impl Handle {
     }
 
     /// Takes outcomes in, added to those the driver has not seen yet. Never waits.
-    pub(crate) fn outcomes(&self, client: &ClientId, service: &ServiceName, address: &Address, outcomes: Outcomes) {
+    pub(crate) fn outcomes(&self, client: &Client, service: &ServiceName, address: &Address, outcomes: Outcomes) {
         self.intake.outcomes((client.clone(), service.clone(), address.clone()), outcomes);
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     config::Configuration,
-    model::{Address, ClientId, EndpointSpec, Locality, ServiceName, SourceId},
+    model::{Address, ClientId, EndpointSpec, Locality, Peer, ServiceName, SourceId},
 };
 
 /// A fact.
@@ -93,7 +93,7 @@ pub enum Event {
     /// A client told what its calls came to.
     CallsEnded {
         /// Who.
-        client: ClientId,
+        client: Client,
         /// Calls of which service.
         service: ServiceName,
         /// On which endpoint.
@@ -117,6 +117,17 @@ pub struct Backend {
     pub address: Address,
     /// Which start of it.
     pub incarnation: u64,
+}
+
+/// A client, as it said hello, and from where.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Client {
+    /// What it calls itself.
+    pub id: ClientId,
+    /// Where it connects from.
+    pub peer: Peer,
+    /// Where it says it runs.
+    pub locality: Locality,
 }
 
 /// What a backend counted since its start. Sums, so that a lost report loses nothing.

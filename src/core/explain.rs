@@ -314,6 +314,9 @@ fn next(service: &ServiceSnapshot, address: &Address, stages: &[Stage]) -> Vec<S
             next.push(format!("take it back: lookaside undrain {address} --service {name}"));
         }
         Some((State::Draining, _)) => next.push("it leaves by its own word: start the backend again".into()),
+        Some((State::Excluded, Some(Code::OutlierEjected))) => {
+            next.push(format!("it comes back by itself; see who calls it: lookaside clients {name}"));
+        }
         Some((State::Excluded | State::Restored | State::Pending, _)) => {
             next.push(format!("ask it yourself: grpcurl -plaintext {address} grpc.health.v1.Health/Check"));
         }

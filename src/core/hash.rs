@@ -43,3 +43,10 @@ pub(crate) fn text(seed: u64, text: &str) -> u64 {
     hasher.text(text);
     hasher.finish()
 }
+
+/// The hash of one number.
+pub(crate) fn number(number: u64) -> u64 {
+    let mut hasher = Hasher::new(0);
+    hasher.number(number);
+    hasher.finish()
+}

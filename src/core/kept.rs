@@ -1,8 +1,9 @@
 //! What of a table outlives the balancer: who there is, who says so, and what was found out about each, so that the next
 //! start can serve what this one served. Written and read by others; here are its parts alone.
 //!
-//! Left out is what the next start learns anew within seconds or has from elsewhere: loads, versions (its epoch is new),
-//! configurations (the file says them again), operators' words (they have a file of their own).
+//! Left out is what the next start learns anew within seconds or has from elsewhere: loads, ejections (clients tell of their
+//! calls every second), versions (its epoch is new), configurations (the file says them again), operators' words (they have
+//! a file of their own).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -325,6 +325,10 @@ impl EndpointSpec {
     }
 }
 
+/// The machine that a client connects from, as a number: whoever is on it can take any number of names. 0 when unknown.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer(pub u64);
+
 /// Clients that get the same list. An assignment depends on this alone, never on the client's id.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cohort {

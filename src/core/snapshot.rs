@@ -98,7 +98,7 @@ impl ServiceSnapshot {
             Mode::Panic => Status::Panic,
             Mode::LastGood => Status::LastGood,
             Mode::Normal if self.settling => Status::Settling,
-            Mode::Normal if self.endpoints.iter().all(|e| e.state == State::Eligible) => Status::Ok,
+            Mode::Normal if self.endpoints.iter().all(EndpointSnapshot::serves) => Status::Ok,
             Mode::Normal => Status::Degraded,
         }
     }
@@ -196,6 +196,13 @@ pub struct EndpointSnapshot {
     pub overrides: Vec<Override>,
     /// When it became known under this incarnation.
     pub joined_at: Timestamp,
+}
+
+impl EndpointSnapshot {
+    /// Whether it is offered, and nobody says that it should not be.
+    fn serves(&self) -> bool {
+        self.state == State::Eligible && self.reasons.iter().all(|reason| reason.code != Code::OutlierEjected)
+    }
 }
 
 /// A check that came to an end.

@@ -24,6 +24,7 @@ mod invariant;
 mod judge;
 mod keep;
 mod load;
+mod outlier;
 mod refusal;
 mod service;
 mod view;
@@ -160,9 +161,9 @@ impl Table {
                     service.checked(&address, outcome, now);
                 }
             }
-            Event::CallsEnded { client: _, service, address, outcomes } => {
+            Event::CallsEnded { client, service, address, outcomes } => {
                 if let Some(service) = self.services.get_mut(&service) {
-                    service.calls_ended(&address, &outcomes, now);
+                    service.calls_ended(&client, &address, &outcomes, now);
                 }
             }
             Event::OverrideSet { word } => {

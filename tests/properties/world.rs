@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use lookaside_core::{
     config::{Configuration, ConfiguredService, PolicyKind, ServiceConfig},
-    event::{Action, Backend, CheckOutcome, Event, LoadReport, Outcomes, Override, Scope},
-    model::{Address, ClientId, EndpointSpec, Instance, Locality, ServiceName, SourceId, Timestamp},
+    event::{Action, Backend, CheckOutcome, Client, Event, LoadReport, Outcomes, Override, Scope},
+    model::{Address, ClientId, EndpointSpec, Instance, Locality, Peer, ServiceName, SourceId, Timestamp},
     snapshot::{ServiceSnapshot, Snapshot},
     table::Table,
 };
@@ -16,18 +16,41 @@ pub(crate) const ENDPOINTS: u8 = 8;
 /// A fact about one of a few endpoints, small enough to be shrunk by halves.
 #[derive(Debug, Clone)]
 pub(crate) enum Fact {
-    Register { at: u8, incarnation: u8 },
-    Report { at: u8, incarnation: u8, utilization_permille: u32, calls: u32 },
+    Register {
+        at: u8,
+        incarnation: u8,
+    },
+    Report {
+        at: u8,
+        incarnation: u8,
+        utilization_permille: u32,
+        calls: u32,
+    },
     Break(u8),
     Announce(u8),
     Depart(u8),
     List(Option<BTreeSet<u8>>),
     SourceTells(u8),
-    Check { at: u8, how: u8 },
-    ClientsFail(u8),
-    Word { scope: u8, action: u8, set_at: u8, for_s: u8 },
+    Check {
+        at: u8,
+        how: u8,
+    },
+    /// A client of so many told of one call.
+    ClientTells {
+        at: u8,
+        client: u8,
+        ok: bool,
+    },
+    Word {
+        scope: u8,
+        action: u8,
+        set_at: u8,
+        for_s: u8,
+    },
     Restart,
-    Pass { ms: u32 },
+    Pass {
+        ms: u32,
+    },
 }
 
 pub(crate) fn fact() -> impl Strategy<Value = Fact> {
@@ -43,7 +66,8 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         3 => prop::option::weighted(0.8, prop::collection::btree_set(at(), 0..8)).prop_map(Fact::List),
         1 => (0..3u8).prop_map(Fact::SourceTells),
         9 => (at(), 0..8u8).prop_map(|(at, how)| Fact::Check { at, how }),
-        3 => at().prop_map(Fact::ClientsFail),
+        9 => (at(), 0..6u8, prop::bool::weighted(0.3))
+            .prop_map(|(at, client, ok)| Fact::ClientTells { at, client, ok }),
         2 => (0..12u8, 0..6u8, 0..9u8, 0..30u8)
             .prop_map(|(scope, action, set_at, for_s)| Fact::Word { scope, action, set_at, for_s }),
         1 => Just(Fact::Restart),
@@ -186,12 +210,10 @@ impl World {
                     _ => CheckOutcome::Passed,
                 },
             },
-            Fact::ClientsFail(at) => Event::CallsEnded {
-                client: ClientId::parse("web").unwrap(),
-                service: service(),
-                address: address(*at),
-                outcomes: Outcomes { failed: 3, ..Outcomes::default() },
-            },
+            Fact::ClientTells { at, client, ok } => {
+                let (ok, failed) = if *ok { (1, 0) } else { (0, 3) };
+                return self.told((&format!("web-{client}"), u64::from(client % 4)), *at, ok, failed);
+            }
             Fact::Word { scope, action, set_at, for_s } => Event::OverrideSet {
                 word: Override {
                     service: service(),
@@ -220,6 +242,14 @@ impl World {
             Fact::Pass { ms } => return self.pass(*ms, |_, _| {}),
         };
         let _ = self.table.apply(event, self.now);
+    }
+
+    /// A client, by name and machine, tells of its calls.
+    pub(crate) fn told(&mut self, (name, peer): (&str, u64), at: u8, ok: u64, failed: u64) {
+        let client = Client { id: ClientId::parse(name).unwrap(), peer: Peer(peer), locality: Locality::unknown() };
+        let outcomes = Outcomes { ok, failed, ..Outcomes::default() };
+        let event = Event::CallsEnded { client, service: service(), address: address(at), outcomes };
+        self.table.apply(event, self.now).unwrap();
     }
 
     /// Time passes, turn by turn; shows the service before each turn, and the world after it.

@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use lookaside_core::model;
 use tokio::sync::Semaphore;
 
 use crate::limits::HANDSHAKES_PER_PEER_MAX;
@@ -111,6 +112,15 @@ impl Drop for Place {
     }
 }
 
+/// The same as a number, by which clients of one peer know each other in the core. No IPv6 network that is in use is as small
+/// as an IPv4 address.
+pub(crate) fn number(ip: IpAddr) -> model::Peer {
+    model::Peer(match key(ip) {
+        IpAddr::V4(ip) => u64::from(ip.to_bits()),
+        IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
+    })
+}
+
 fn key(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => IpAddr::V4(ip),
@@ -143,6 +153,9 @@ mod tests {
         let _place = peers.enter(ip("2001:db8::1"), 1).unwrap();
         assert!(peers.enter(ip("2001:db8::ffff:2"), 1).is_none());
         assert!(peers.enter(ip("2001:db8:0:1::1"), 1).is_some());
+        assert_eq!(number(ip("2001:db8::1")), number(ip("2001:db8::ffff:2")));
+        assert_ne!(number(ip("2001:db8::1")), number(ip("2001:db8:0:1::1")));
+        assert_eq!(number(ip("::ffff:10.0.0.1")), number(ip("10.0.0.1")));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::hash::Hash;
 
 use dashmap::DashMap;
 use lookaside_core::{
-    event::{Backend, Event, LoadReport, Outcomes},
-    model::{Address, ClientId, ServiceName},
+    event::{Backend, Client, Event, LoadReport, Outcomes},
+    model::{Address, ServiceName},
 };
 use tokio::sync::Notify;
 
@@ -15,7 +15,7 @@ use crate::{
     telemetry,
 };
 
-pub(super) type OutcomesKey = (ClientId, ServiceName, Address);
+pub(super) type OutcomesKey = (Client, ServiceName, Address);
 
 #[derive(Default)]
 pub(super) struct Intake {
@@ -89,10 +89,14 @@ fn is_full<K: Eq + Hash, V>(slots: &DashMap<K, V>, key: &K, max: usize) -> bool 
 
 #[cfg(test)]
 mod tests {
+    use lookaside_core::model::{ClientId, Locality, Peer};
+
     use super::*;
 
     fn key(client: &str) -> OutcomesKey {
-        (ClientId::parse(client).unwrap(), ServiceName::parse("s").unwrap(), Address::parse("10.0.0.1:1").unwrap())
+        let id = ClientId::parse(client).unwrap();
+        let client = Client { id, peer: Peer(1), locality: Locality::unknown() };
+        (client, ServiceName::parse("s").unwrap(), Address::parse("10.0.0.1:1").unwrap())
     }
 
     fn backend() -> Backend {

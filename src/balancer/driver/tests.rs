@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use lookaside_core::{
     event::{Action, CheckOutcome, Scope},
-    model::{EndpointSpec, SourceId},
+    model::{ClientId, EndpointSpec, Locality, Peer, SourceId},
     snapshot::{EndpointSnapshot, State},
 };
 
@@ -90,7 +90,8 @@ async fn reports_and_outcomes_reach_the_table() {
     let before = until(&handle, |s| endpoint(s, 2).is_some()).await;
     let before = endpoint(&before, 2).unwrap().check_wanted;
     let suspicion = Outcomes { failed: 3, suspect: true, detail: "refused".into(), ..Outcomes::default() };
-    handle.outcomes(&ClientId::parse("c").unwrap(), &service(), &address(2), suspicion);
+    let id = ClientId::parse("c").unwrap();
+    handle.outcomes(&Client { id, peer: Peer(1), locality: Locality::unknown() }, &service(), &address(2), suspicion);
     until(&handle, |s| endpoint(s, 2).is_some_and(|e| e.check_wanted > before)).await;
 }
 

@@ -201,6 +201,11 @@ impl Capacity {
         self.is_fresh = true;
     }
 
+    /// The estimate as it was published last, thousandths of the median endpoint's.
+    pub(super) fn milli(&self) -> u32 {
+        self.milli
+    }
+
     /// From now on its reports are evidence, or are not.
     fn freeze(&mut self, frozen: bool) {
         self.is_frozen = frozen;

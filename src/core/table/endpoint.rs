@@ -6,6 +6,7 @@ use super::{
     capacity::Capacity,
     health::{Health, Verdict},
     load::Load,
+    outlier::Outlier,
 };
 use crate::model::{EndpointSpec, SourceId, Timestamp};
 
@@ -33,6 +34,7 @@ pub(super) struct Endpoint {
     pub(super) health: Health,
     pub(super) load: Load,
     pub(super) capacity: Capacity,
+    pub(super) outlier: Outlier,
     pub(super) joined_at: Timestamp,
     /// It said that it leaves.
     pub(super) draining: bool,
@@ -76,6 +78,7 @@ impl Endpoint {
             health: Health::new(),
             load: Load::default(),
             capacity: Capacity::default(),
+            outlier: Outlier::default(),
             joined_at: now,
             draining: false,
             departed_at: None,
@@ -123,6 +126,7 @@ impl Endpoint {
     /// Whether lists offer it on its own evidence, where no operator says otherwise.
     pub(super) fn may_be_offered(&self) -> bool {
         !self.is_leaving()
+            && !self.outlier.is_out()
             && match self.health.verdict {
                 Verdict::Up => true,
                 Verdict::New => self.trusted,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::{PolicyKind, ServiceConfig},
-    event::{Backend, CheckOutcome, LoadReport, Outcomes},
+    event::{Backend, CheckOutcome, LoadReport},
     model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp},
     snapshot::ServiceSnapshot,
 };
@@ -335,18 +335,11 @@ impl Service {
             let before = (endpoint.health.verdict.clone(), endpoint.health.failed_checks(), endpoint.health.wanted);
             endpoint.health.checked(outcome, rise, now);
             let after = (endpoint.health.verdict.clone(), endpoint.health.failed_checks(), endpoint.health.wanted);
+            if matches!(before.0, Verdict::Down(..)) && after.0 == Verdict::Up {
+                endpoint.outlier.forgive(now);
+            }
             self.urgent |= before != after;
             self.soft = true;
-        }
-    }
-
-    /// Likewise for calls.
-    pub(super) fn calls_ended(&mut self, address: &Address, outcomes: &Outcomes, now: Timestamp) {
-        let Some(endpoint) = self.endpoints.get_mut(address) else { return };
-        endpoint.load.ended(outcomes, now);
-        if outcomes.failed > 0 || outcomes.suspect {
-            let evidence_matters = endpoint.health.failed_checks() > 0;
-            self.urgent |= endpoint.health.client_failed(now) | evidence_matters;
         }
     }
 
@@ -354,6 +347,7 @@ impl Service {
     pub(super) fn resumed(&mut self, now: Timestamp) {
         for endpoint in self.endpoints.values_mut() {
             endpoint.health.forget_streak();
+            endpoint.outlier.resumed(now);
             // Nor could a source take its word back.
             if let Some(at) = &mut endpoint.withdrawn_at {
                 *at = now;
@@ -382,6 +376,7 @@ impl Service {
                 endpoint.warming_since = None;
             }
         }
+        self.judge_outliers(words, now);
         self.unregister_silent(now);
         self.remove_gone(words, now);
         // Those that were doubted may be among them; whoever stays is then not held to their doubt.
@@ -483,6 +478,8 @@ impl Service {
         let estimates = self.scale.is_known.then(|| now.after(REFRESH));
         let settled = [self.settled_at, self.settled_at.after(FIRST_CHECKS)].into_iter().find(|at| now < *at);
         let words = words.and_then(Words::due);
-        reports.chain(evidence).chain(estimates).chain(settled).chain(words).min().unwrap_or(Timestamp(u64::MAX))
+        let outliers = self.endpoints.values().filter_map(|e| e.outlier.due(now));
+        let dues = reports.chain(evidence).chain(estimates).chain(settled).chain(words).chain(outliers);
+        dues.min().unwrap_or(Timestamp(u64::MAX))
     }
 }

@@ -81,6 +81,7 @@ impl<'a> Face<'a> {
             match endpoint.health.verdict {
                 Verdict::New if !endpoint.trusted => State::Pending,
                 Verdict::Down(..) => State::Excluded,
+                Verdict::New | Verdict::Up if endpoint.outlier.is_out() => State::Excluded,
                 Verdict::New | Verdict::Up if endpoint.doubted || endpoint.withdrawn_at.is_some() => State::Restored,
                 Verdict::New | Verdict::Up => State::Eligible,
             }
@@ -94,7 +95,9 @@ impl<'a> Face<'a> {
         let state = if restored { State::Restored } else { self.state };
         let share = endpoint.slow_start_permille(service.config.slow_start, light.now);
         let percent = self.words.weight_percent.as_ref().map_or(100, |(percent, _)| *percent);
-        let weight = if state.is_offered() { weight(endpoint, percent, share) } else { 0 };
+        // In a panic everybody is needed as a whole.
+        let kept = if restored { 1000 } else { endpoint.outlier.share_permille() };
+        let weight = if state.is_offered() { weight(endpoint, percent, share * kept / 1000) } else { 0 };
         EndpointSnapshot {
             spec: endpoint.spec.clone(),
             state,
@@ -270,6 +273,9 @@ fn reasons(
                 say(*code, detail);
             }
         }
+    }
+    if let Some(why) = endpoint.outlier.words() {
+        say(Code::OutlierEjected, &why);
     }
     if endpoint.doubted {
         say(Code::ChecksDoubted, "too many checks fail at once");

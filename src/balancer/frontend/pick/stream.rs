@@ -5,7 +5,10 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use lookaside_core::model::{ClientId, Cohort, ServiceName, Timestamp, printable};
+use lookaside_core::{
+    event::Client,
+    model::{Cohort, ServiceName, Timestamp, printable},
+};
 use lookaside_proto::v1::{self, PickRequest, pick_request::Kind as Asked, pick_response::Kind as Said};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::{StreamExt as _, StreamMap, wrappers::WatchStream};
@@ -21,7 +24,7 @@ use super::{
     requests::Requests,
 };
 use crate::{
-    accept::{Connection, Ended, later},
+    accept::{Connection, Ended, later, peer_number},
     frontend::{
         clients::{Session, Who},
         cohorts::{Answer, Framed, Published},
@@ -78,7 +81,7 @@ struct PickStream {
     shared: Arc<Shared>,
     connection: Connection,
     session: Session,
-    client: ClientId,
+    client: Client,
     cohort: Cohort,
     answers: StreamMap<ServiceName, WatchStream<Arc<Answer>>>,
     services: Few<ServiceName, Subscribed>,
@@ -143,12 +146,17 @@ impl PickStream {
         hello: Hello,
         held: BTreeMap<ServiceName, HeldList>,
     ) -> Self {
-        let who = Who { id: hello.id.clone(), peer, sdk: hello.sdk, locality: hello.cohort.locality.clone() };
+        let client = Client {
+            id: hello.id.clone(),
+            peer: peer.map(|peer| peer_number(peer.ip())).unwrap_or_default(),
+            locality: hello.cohort.locality.clone(),
+        };
+        let who = Who { id: hello.id, peer, sdk: hello.sdk, locality: hello.cohort.locality.clone() };
         tracing::debug!(client = %who.id, ?peer, "a client came");
         Self {
             session: shared.clients.join(who),
             connection,
-            client: hello.id,
+            client,
             cohort: hello.cohort,
             answers: StreamMap::new(),
             services: Few::default(),
@@ -324,7 +332,7 @@ impl PickStream {
         if let Some(subscribed) = self.services.get_mut(&service)
             && !std::mem::replace(&mut subscribed.refused, true)
         {
-            tracing::warn!(client = %self.client, %service, words, "a client refused a list");
+            tracing::warn!(client = %self.client.id, %service, words, "a client refused a list");
         }
     }
 

@@ -3,8 +3,8 @@
 use super::*;
 use crate::{
     config::{Configuration, ConfiguredService, ServiceConfig},
-    event::{Backend, CheckOutcome, Event, Outcomes},
-    model::{Address, ClientId, EndpointSpec, ServiceName, SourceId},
+    event::{Backend, CheckOutcome, Client, Event, Outcomes},
+    model::{Address, ClientId, EndpointSpec, Locality, Peer, ServiceName, SourceId},
     snapshot::ServiceSnapshot,
     table::Table,
 };
@@ -243,7 +243,8 @@ fn calls_that_clients_see_fail_are_no_evidence_of_speed() {
     fleet.hosts[0].idle = 0.2;
     for second in 0..60 {
         let outcomes = Outcomes { ok: 5, failed: 50, ..Outcomes::default() };
-        let client = ClientId::parse("web").unwrap();
+        let id = ClientId::parse("web").unwrap();
+        let client = Client { id, peer: Peer(0), locality: Locality::parse("").unwrap() };
         let ended = Event::CallsEnded { client, service: name(), address: address(0), outcomes };
         fleet.table.apply(ended, fleet.now).unwrap();
         fleet.second(1200.0);

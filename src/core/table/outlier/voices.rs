@@ -1,0 +1,359 @@
+//! What clients told of their calls on one endpoint in the last ten seconds, and how far they agree. Whose word it is
+//! counts as much as what it says: a decision holds whichever single voice one leaves out, so that none can take it alone,
+//! however many calls it claims.
+
+use std::time::Duration;
+
+use crate::{
+    event::Client,
+    hash,
+    model::{Peer, Timestamp},
+};
+
+/// Evidence older than this does not count. Clients tell every second, so it is several of their reports.
+const WINDOW: Duration = Duration::from_secs(10);
+const PERIODS: u64 = 4;
+const PERIOD_US: u64 = WINDOW.as_micros() as u64 / PERIODS;
+
+/// Voices of one endpoint that are told apart. A further one shares a row, by its hash: nothing of what it says is lost, only
+/// that it counts as two voices, which makes a quorum harder to reach and never easier.
+const ROWS_MAX: usize = 16;
+
+/// Voices that agree, however few calls they tell of.
+const QUORUM: usize = 3;
+
+/// Where fewer than these call an endpoint, all of them do for a quorum, after this many calls, divided among them: ten of two.
+/// Clients put an endpoint aside, and say so, after five failures in a row.
+const ALONE_CALLS_MIN: usize = 20;
+
+/// Quantile of the normal distribution: 97.5 % certain.
+const CERTAINTY: f64 = 1.96;
+
+/// Calls that ended.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) ok: u32,
+    pub(super) failed: u32,
+}
+
+impl Counts {
+    /// Whether there were no calls.
+    pub(super) fn is_none(self) -> bool {
+        self.all() == 0
+    }
+
+    fn all(self) -> u32 {
+        self.ok.saturating_add(self.failed)
+    }
+
+    fn and(self, more: Self) -> Self {
+        Self { ok: self.ok.saturating_add(more.ok), failed: self.failed.saturating_add(more.failed) }
+    }
+
+    /// The share that failed, permille; 0 where nobody called.
+    pub(super) fn failed_permille(self) -> u32 {
+        (u64::from(self.failed) * 1000 / u64::from(self.all().max(1))) as u32
+    }
+
+    /// The least share of failures that these calls are evidence of, permille: the lower bound of Wilson's interval (1927),
+    /// which is meaningful of few calls as well. Of 3 calls that all failed it is 438, of 2 it is 342, of 1 it is 206.
+    fn failed_permille_least(self) -> u32 {
+        let calls = f64::from(self.all());
+        if calls == 0.0 {
+            return 0;
+        }
+        let (share, square) = (f64::from(self.failed) / calls, CERTAINTY * CERTAINTY);
+        let middle = share + square / (2.0 * calls);
+        let width = CERTAINTY * (share * (1.0 - share) / calls + square / (4.0 * calls * calls)).sqrt();
+        ((middle - width) / (1.0 + square / calls) * 1000.0) as u32
+    }
+}
+
+/// Counts of the last [`WINDOW`], by period.
+#[derive(Debug, Default, Clone)]
+struct Recent {
+    periods: [Counts; PERIODS as usize],
+    newest: u64,
+}
+
+impl Recent {
+    fn add(&mut self, counts: Counts, now: Timestamp) {
+        let period = now.0 / PERIOD_US;
+        for passed in (self.newest + 1..=period).rev().take(PERIODS as usize) {
+            self.periods[(passed % PERIODS) as usize] = Counts::default();
+        }
+        self.newest = self.newest.max(period);
+        let held = &mut self.periods[(self.newest % PERIODS) as usize];
+        *held = held.and(counts);
+    }
+
+    /// What is held of a period.
+    fn of(&self, period: u64) -> Counts {
+        let is_held = period <= self.newest && self.newest - period < PERIODS;
+        if is_held { self.periods[(period % PERIODS) as usize] } else { Counts::default() }
+    }
+
+    fn sum(&self, now: Timestamp) -> Counts {
+        let periods = (0..PERIODS).filter_map(|age| (now.0 / PERIOD_US).checked_sub(age));
+        periods.fold(Counts::default(), |sum, period| sum.and(self.of(period)))
+    }
+
+    fn and(&self, more: &Self) -> Self {
+        let mut both = Self { newest: self.newest.max(more.newest), ..Self::default() };
+        for period in (0..PERIODS).filter_map(|age| both.newest.checked_sub(age)) {
+            both.periods[(period % PERIODS) as usize] = self.of(period).and(more.of(period));
+        }
+        both
+    }
+
+    fn is_over(&self, now: Timestamp) -> bool {
+        (now.0 / PERIOD_US).saturating_sub(self.newest) >= PERIODS
+    }
+}
+
+/// Where those who told something connect from.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum From {
+    #[default]
+    Nowhere,
+    One(Peer),
+    Many,
+}
+
+#[derive(Debug, Clone)]
+struct Row {
+    voice: u64,
+    /// Others, for whom there was no row, speak here too.
+    shared: bool,
+    told: Recent,
+}
+
+/// Everything that was told of one endpoint.
+///
+/// A voice is a machine: whoever is on one can take any number of names and connections. Where all who call an endpoint are
+/// on one machine, or behind one address, there is nothing better than what they call themselves.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Voices {
+    rows: Vec<Row>,
+    from: From,
+}
+
+/// What voices agree on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Agreement {
+    /// The least share of failures that is evident without any single one of them, permille.
+    pub(super) failed_permille_least: u32,
+    /// Who saw calls fail, and how many there are.
+    pub(super) accusers: usize,
+    pub(super) voices: usize,
+    /// What they told, together.
+    pub(super) counts: Counts,
+}
+
+impl Voices {
+    /// Takes in what a client told.
+    pub(super) fn add(&mut self, client: &Client, counts: Counts, now: Timestamp) {
+        if self.rows.iter().all(|row| row.told.is_over(now)) {
+            *self = Self::default();
+        }
+        match self.from {
+            From::Nowhere => self.from = From::One(client.peer),
+            From::One(peer) if peer != client.peer => {
+                // What was told by many names on one machine is one voice from now on.
+                let told = self.rows.iter().fold(Recent::default(), |told, row| told.and(&row.told));
+                let voice = hash::number(peer.0);
+                *self = Self { rows: vec![Row { voice, shared: false, told }], from: From::Many };
+            }
+            From::One(_) | From::Many => {}
+        }
+        let voice = match self.from {
+            From::Many => hash::number(client.peer.0),
+            From::Nowhere | From::One(_) => hash::text(0, client.id.as_str()),
+        };
+        let at = self.row(voice, now);
+        if let Some(row) = self.rows.get_mut(at) {
+            row.told.add(counts, now);
+        }
+    }
+
+    /// The row of a voice: its own if possible.
+    fn row(&mut self, voice: u64, now: Timestamp) -> usize {
+        if let Some(own) = self.rows.iter().position(|row| row.voice == voice) {
+            return own;
+        }
+        let new = Row { voice, shared: false, told: Recent::default() };
+        if self.rows.len() < ROWS_MAX {
+            self.rows.push(new);
+            return self.rows.len() - 1;
+        }
+        if let Some(free) = self.rows.iter().position(|row| row.told.is_over(now)) {
+            self.rows[free] = new;
+            return free;
+        }
+        let shared = Self::shared_row(voice);
+        self.rows[shared].shared = true;
+        shared
+    }
+
+    /// Where a voice speaks when there is no row for it.
+    fn shared_row(voice: u64) -> usize {
+        (voice % ROWS_MAX as u64) as usize
+    }
+
+    /// What was told lately, by everybody.
+    pub(super) fn sum(&self, now: Timestamp) -> Counts {
+        self.rows.iter().fold(Counts::default(), |sum, row| sum.and(row.told.sum(now)))
+    }
+
+    /// What was told lately, without the voice whose absence makes it look best.
+    pub(super) fn benign(&self, now: Timestamp) -> Counts {
+        let told = self.told(now);
+        match told.len() {
+            0 | 1 => self.sum(now),
+            _ => self.without_each(&told).min_by_key(|counts| counts.failed_permille()).unwrap_or_default(),
+        }
+    }
+
+    /// What is evident of the endpoint, if enough voices have seen its calls fail.
+    pub(super) fn agree(&self, now: Timestamp) -> Option<Agreement> {
+        let told = self.told(now);
+        let counts = self.sum(now);
+        let accusers = told.iter().filter(|(_, counts)| counts.failed > 0).count();
+        let is_quorum = match told.len() {
+            QUORUM.. => accusers >= QUORUM,
+            voices => accusers == voices && counts.all() as usize * voices >= ALONE_CALLS_MIN,
+        };
+        if !is_quorum {
+            return None;
+        }
+        let failed_permille_least = match told.as_slice() {
+            // Whoever shared it is silent now: it is not known whose word this is.
+            [(at, _)] if self.rows[*at].shared => return None,
+            [_] => counts.failed_permille_least(),
+            voices => self.without_each(voices).map(Counts::failed_permille_least).min().unwrap_or(0),
+        };
+        Some(Agreement { failed_permille_least, accusers, voices: told.len(), counts })
+    }
+
+    /// Rows with something in them.
+    fn told(&self, now: Timestamp) -> Vec<(usize, Counts)> {
+        let counts = self.rows.iter().map(|row| row.told.sum(now)).enumerate();
+        counts.filter(|(_, counts)| counts.all() > 0).collect()
+    }
+
+    /// The sum without each voice in turn. Before it had a row of its own it may have spoken in a shared one, so that goes
+    /// with it.
+    fn without_each<'a>(&'a self, told: &'a [(usize, Counts)]) -> impl Iterator<Item = Counts> + 'a {
+        told.iter().map(move |(left_out, _)| {
+            let shared = Self::shared_row(self.rows[*left_out].voice);
+            let stays = |at: usize| at != *left_out && !(at == shared && self.rows[at].shared);
+            let rest = told.iter().filter(|(at, _)| stays(*at));
+            rest.fold(Counts::default(), |sum, (_, counts)| sum.and(*counts))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ClientId, Locality};
+
+    fn client(name: &str, peer: u64) -> Client {
+        Client { id: ClientId::parse(name).unwrap(), peer: Peer(peer), locality: Locality::unknown() }
+    }
+
+    fn counts(ok: u32, failed: u32) -> Counts {
+        Counts { ok, failed }
+    }
+
+    fn seconds(s: u64) -> Timestamp {
+        Timestamp(s * 1_000_000)
+    }
+
+    /// What clients agree on who told this, each from the same machine.
+    fn agree(told: &[(&str, u32, u32)]) -> Option<u32> {
+        let mut voices = Voices::default();
+        told.iter().for_each(|(name, ok, failed)| voices.add(&client(name, 1), counts(*ok, *failed), seconds(1)));
+        voices.agree(seconds(1)).map(|agreed| agreed.failed_permille_least)
+    }
+
+    #[test]
+    fn few_calls_are_little_evidence_and_many_are_more() {
+        let least = |ok, failed| counts(ok, failed).failed_permille_least();
+        assert_eq!((least(0, 0), least(0, 1), least(0, 2), least(0, 3)), (0, 206, 342, 438));
+        assert_eq!((least(1, 0), least(5, 5), least(500, 500)), (0, 236, 469));
+        assert_eq!(least(u32::MAX, u32::MAX), 999, "sums that do not fit are cut, and do no harm");
+    }
+
+    #[test]
+    fn three_that_saw_one_failure_each_are_a_quorum_and_two_are_one_after_ten_calls() {
+        assert_eq!(agree(&[("a", 0, 1), ("b", 0, 1), ("c", 0, 1)]), Some(342));
+        assert_eq!(agree(&[("a", 0, 1), ("b", 0, 1)]), None, "a third may not have spoken yet");
+        assert_eq!(agree(&[("a", 0, 5), ("b", 0, 5)]), Some(565), "only two call it");
+        assert_eq!(agree(&[("a", 0, 9), ("b", 0, 9), ("c", 1, 0)]), None);
+    }
+
+    #[test]
+    fn the_only_one_who_calls_is_believed_after_twenty_calls() {
+        assert_eq!(agree(&[("a", 0, 19)]), None);
+        assert!(agree(&[("a", 0, 20)]) > Some(800));
+    }
+
+    #[test]
+    fn no_voice_decides_alone_however_loud() {
+        let all = [("liar", 0, 1_000_000), ("b", 9, 1), ("c", 9, 1)];
+        assert!(agree(&all) < Some(50), "what the others saw");
+        let benign = {
+            let mut voices = Voices::default();
+            all.iter().for_each(|(name, ok, failed)| {
+                voices.add(&client(name, 1), counts(*ok, *failed), seconds(1));
+            });
+            voices.benign(seconds(1))
+        };
+        assert_eq!(benign, counts(18, 2));
+    }
+
+    #[test]
+    fn names_of_one_machine_are_one_voice_where_others_call_as_well() {
+        let mut voices = Voices::default();
+        voices.add(&client("honest", 2), counts(10, 1), seconds(1));
+        for name in ["a", "b", "c", "d"] {
+            voices.add(&client(name, 1), counts(0, 1_000), seconds(1));
+        }
+        let agreed = voices.agree(seconds(1)).unwrap();
+        assert_eq!((agreed.voices, agreed.accusers, agreed.counts), (2, 2, counts(10, 4_001)));
+        assert!(agreed.failed_permille_least < 50, "{agreed:?}");
+    }
+
+    #[test]
+    fn a_voice_without_a_row_of_its_own_decides_nothing_alone_either() {
+        let mut voices = Voices::default();
+        for n in 0..20 {
+            voices.add(&client(&format!("honest-{n}"), 1), counts(20, 1), seconds(1));
+        }
+        for _ in 0..9 {
+            voices.add(&client("liar", 1), counts(0, 1_000_000), seconds(1));
+        }
+        assert_eq!(voices.rows.len(), ROWS_MAX);
+        assert!(voices.agree(seconds(1)).unwrap().failed_permille_least < 50);
+        // Rows are free again, the liar gets one of its own, and what it said before is still there.
+        for n in 0..10 {
+            voices.add(&client(&format!("honest-{n}"), 1), counts(20, 1), seconds(9));
+        }
+        voices.add(&client("liar", 1), counts(0, 1_000_000), seconds(11));
+        assert!(voices.rows.iter().any(|row| row.voice == hash::text(0, "liar")));
+        assert!(voices.agree(seconds(11)).unwrap().failed_permille_least < 50);
+    }
+
+    #[test]
+    fn what_is_ten_seconds_old_is_forgotten() {
+        let mut voices = Voices::default();
+        for name in ["a", "b", "c"] {
+            voices.add(&client(name, 1), counts(0, 5), seconds(1));
+        }
+        assert_eq!(voices.sum(seconds(7)), counts(0, 15));
+        assert_eq!((voices.sum(seconds(11)), voices.agree(seconds(11))), (counts(0, 0), None));
+        voices.add(&client("a", 1), counts(1, 0), seconds(12));
+        assert_eq!((voices.sum(seconds(12)), voices.rows.len()), (counts(1, 0), 1));
+    }
+}
