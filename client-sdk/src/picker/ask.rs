@@ -37,13 +37,13 @@ impl<T> Picker<T> {
     /// Chooses between two that were asked, by what they said: `None` is no answer in time. Counts the call as in flight there.
     pub fn settle(
         &self,
-        asked: [(&Candidate<T>, Option<u32>); 2],
+        asked: [(&Peer, Option<u32>); 2],
         now_us: u64,
         rng: &mut Rng,
         tried: &[u64],
     ) -> Option<&Candidate<T>> {
         // What they are may have changed while they were asked: only those that this picker knows are chosen.
-        let [a, b] = asked.map(|(candidate, rif)| Some((self.find(candidate.mark)?, rif)));
+        let [a, b] = asked.map(|(peer, rif)| Some((self.find(Mark::of(peer.id()))?, rif)));
         for (candidate, rif) in [a, b].into_iter().flatten() {
             if let Some(rif) = rif {
                 self.heard(&candidate.peer, rif, now_us);

@@ -573,12 +573,12 @@ fn two_are_asked_when_nothing_is_known_and_the_call_goes_to_the_one_with_less() 
     }
     let later_us = 2_000_000;
     let Some(Pick::Ask([a, b])) = world.picker.pick_or_ask(None, later_us, &mut rng, &[]) else { panic!("asks") };
-    let chosen = world.picker.settle([(a, Some(4)), (b, Some(3))], later_us, &mut rng, &[]).expect("one");
+    let chosen = world.picker.settle([(&a.peer, Some(4)), (&b.peer, Some(3))], later_us, &mut rng, &[]).expect("one");
     assert_eq!((chosen.item, chosen.peer.in_flight()), (b.item, 1));
     // What the other said is known from now on; what the chosen one said is used.
     assert_eq!(world.picker.pick_for(None, later_us, &mut rng, &[]).map(|c| c.item), Some(a.item));
     let Some(Pick::Ask([a, b])) = world.picker.pick_or_ask(None, later_us, &mut rng, &[]) else { panic!("asks") };
-    assert!(world.picker.settle([(a, None), (b, None)], later_us, &mut rng, &[]).is_some());
+    assert!(world.picker.settle([(&a.peer, None), (&b.peer, None)], later_us, &mut rng, &[]).is_some());
 }
 
 #[test]
