@@ -21,7 +21,7 @@ const CALL: u64 = 16;
 const AGEING: u64 = CALL / 2;
 /// How much more load is taken for each call that this client has in flight. In between clients of 4 calls in flight asking for
 /// every tenth call, and such of less than one asking for two in three.
-const PATIENCE: u64 = CALL * 3 / 8;
+const PATIENCE: u64 = CALL * 5 / 16;
 /// Larger capacities are taken for this one: no sum of shares overflows.
 const CAPACITY_MILLI_MAX: u32 = 1_000_000;
 /// Calls that what an endpoint says of itself may bring it ahead of twice its share. Words come in runs: an end there pays for the
