@@ -356,6 +356,7 @@ proptest! {
                 sequence: world.sequence,
                 completions,
                 errors,
+                overloads: errors / 2,
                 in_flight_us,
                 in_flight: errors as u32,
                 utilization_permille,

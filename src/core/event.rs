@@ -139,6 +139,8 @@ pub struct LoadReport {
     pub completions: u64,
     /// Those that failed by the backend's fault: overload, endpoint and deadline classes.
     pub errors: u64,
+    /// Those of them that were turned away because it was full.
+    pub overloads: u64,
     /// Integral of calls in flight, microseconds.
     pub in_flight_us: u64,
     /// Calls in flight now.

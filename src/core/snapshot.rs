@@ -62,6 +62,9 @@ pub struct ServiceSnapshot {
     pub settling: bool,
     /// It is what the last start had kept, and not everybody has had the time to speak since: a client may know more.
     pub stale: bool,
+    /// How its endpoints fare together. A version does not tell of it.
+    #[serde(default)]
+    pub fleet: Fleet,
     /// Sorted by address, so that replicas agree.
     pub endpoints: Vec<EndpointSnapshot>,
 }
@@ -78,19 +81,6 @@ impl ServiceSnapshot {
         self.endpoints.iter().filter(|e| e.state.is_offered())
     }
 
-    /// Mean of the utilisations that offered endpoints reported, permille; 0 when none did.
-    pub fn utilization_permille_mean(&self) -> u32 {
-        let told: Vec<u64> = self.offered().filter_map(|e| e.utilization_permille).map(u64::from).collect();
-        let mean = told.iter().sum::<u64>() / (told.len() as u64).max(1);
-        u32::try_from(mean).unwrap_or(u32::MAX)
-    }
-
-    /// Whether every offered endpoint is full by its own account, and there is one.
-    pub fn is_overloaded(&self) -> bool {
-        let mut offered = self.offered().peekable();
-        offered.peek().is_some() && offered.all(|e| e.reasons.iter().any(|r| r.code == Code::Overloaded))
-    }
-
     /// In one word, never better than the worst part.
     pub fn status(&self) -> Status {
         match self.mode {
@@ -101,6 +91,35 @@ impl ServiceSnapshot {
             Mode::Normal if self.endpoints.iter().all(EndpointSnapshot::serves) => Status::Ok,
             Mode::Normal => Status::Degraded,
         }
+    }
+}
+
+/// How the endpoints of a service fare together, for clients, that see some of them. Zeros while nobody reports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fleet {
+    /// Calls in flight per capacity of which nine in ten offered endpoints have less, thousandths.
+    pub hot_milli: u32,
+    /// Mean time that a call takes where it has not to wait, microseconds.
+    pub service_time_us: u64,
+    /// Mean utilisation, permille; 0 where none is measured.
+    pub utilization_permille: u32,
+    /// The service as a whole has more calls than it can serve.
+    pub is_overload: bool,
+    /// Probes that clients may send, percent of their calls.
+    pub probe_percent: u32,
+}
+
+impl Fleet {
+    /// Whether a client that was told `told` is to hear of it before the next heartbeat: everything is told with those, and
+    /// each further message is one for every client. A fifth more or less, half a call in flight, or five points of
+    /// utilisation make no other picks.
+    pub fn is_news_to(&self, told: &Self) -> bool {
+        let moved = |now: u64, told: u64, least: u64| now.abs_diff(told) > (told / 5).max(least);
+        self.is_overload != told.is_overload
+            || moved(self.hot_milli.into(), told.hot_milli.into(), 500)
+            || moved(self.service_time_us, told.service_time_us, 0)
+            || moved(self.probe_percent.into(), told.probe_percent.into(), 0)
+            || self.utilization_permille.abs_diff(told.utilization_permille) > 50
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
 mod capacity;
 mod configured;
 mod endpoint;
+mod fleet;
 mod health;
 mod invariant;
 mod judge;

@@ -14,7 +14,7 @@ use lookaside_core::{
     config::ServiceConfig,
     model::{Cohort, Locality, ServiceName, Timestamp},
     policy::{self, Assignment},
-    snapshot::{ServiceSnapshot, Snapshot},
+    snapshot::{Fleet, ServiceSnapshot, Snapshot},
 };
 use tokio::{
     sync::watch,
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{encode, few::Few};
 use crate::{
     driver::Handle,
-    limits::{COHORTS_PER_SERVICE_MAX, HEARTBEAT_PERIOD, LOAD_LIST_PERIOD},
+    limits::{COHORTS_PER_SERVICE_MAX, FLEET_PERIOD, HEARTBEAT_PERIOD, LOAD_LIST_PERIOD},
     telemetry,
 };
 
@@ -56,6 +56,8 @@ pub(crate) struct Published {
     pub(crate) policy_frame: Bytes,
     /// Whether that says nothing, so that who has never had another one need not be told.
     pub(crate) has_no_rules: bool,
+    /// Whether the tick has more to say than that the list is the same.
+    pub(crate) knows_fleet: bool,
     /// When the state of affairs that it shows was taken.
     pub(crate) at: Timestamp,
     /// What is sent is counted here.
@@ -165,9 +167,11 @@ struct Entry {
     service: Option<Arc<ServiceSnapshot>>,
     /// What was looked at since, with loads alone to tell: a herd of newcomers must not have it computed for each.
     held_back: Option<Arc<ServiceSnapshot>>,
-    /// When the last list went out, and the last list or tick.
+    /// When the last list went out, the last list or tick, and the last tick, and how the endpoints fared by that.
     listed_at: Instant,
     beat_at: Instant,
+    told_at: Instant,
+    told: Fleet,
     /// How calls are to be made, and what that was encoded from.
     policy: Option<(Arc<ServiceConfig>, Bytes)>,
     /// Made with the first list: a name that nobody knows is not a label.
@@ -344,6 +348,8 @@ impl Entry {
             held_back: None,
             listed_at: now,
             beat_at: now,
+            told_at: now,
+            told: Fleet::default(),
             policy: None,
             counters: None,
         }
@@ -355,7 +361,8 @@ impl Entry {
 
     fn refresh(&mut self, cohort: &Cohort, lists: &mut Lists, at: Timestamp) {
         let service = &Arc::clone(&lists.service);
-        let due = self.beat_at.elapsed() >= HEARTBEAT_PERIOD;
+        let is_news = self.told_at.elapsed() >= FLEET_PERIOD && service.fleet.is_news_to(&self.told);
+        let due = is_news || self.beat_at.elapsed() >= HEARTBEAT_PERIOD;
         let is_it = |seen: &Option<Arc<ServiceSnapshot>>| seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, service));
         let is_early = self.listed_at.elapsed() < LOAD_LIST_PERIOD;
         if !due && (is_it(&self.service) || (is_early && is_it(&self.held_back))) {
@@ -372,6 +379,7 @@ impl Entry {
                 if !due && same_calls {
                     return;
                 }
+                (self.told_at, self.told) = (began, service.fleet);
                 Arc::clone(&held.whole.list)
             }
             Answer::List(held) if is_early && differ_in_loads_alone(&held.whole.list.assignment, assignment) => {
@@ -393,6 +401,7 @@ impl Entry {
             whole: Framed { list, ..whole.clone() },
             policy_frame: self.policy_frame(service),
             has_no_rules: service.config.calls.has_no_rules(),
+            knows_fleet: service.fleet != Fleet::default(),
             version: service.version,
             at,
             counters: self.counters.get_or_insert_with(|| Counters::of(&service.name)).clone(),

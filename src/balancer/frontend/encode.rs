@@ -14,16 +14,17 @@ pub(super) fn list(assignment: &Assignment, version: Version) -> Bytes {
 
 /// What the service is at, for those that hold the list already.
 pub(super) fn tick(assignment: &Assignment, service: &ServiceSnapshot) -> Bytes {
+    let fleet = service.fleet;
     frame(Kind::Tick(v1::Tick {
         service: assignment.service.to_string(),
         version: Some(convert::version(service.version)),
         digest: assignment.digest,
         complete: assignment.complete,
-        hot_threshold_milli: 0,
-        service_time_us_mean: 0,
-        utilization_permille: service.utilization_permille_mean(),
-        overload: service.is_overloaded(),
-        probe_budget_percent: 0,
+        hot_threshold_milli: fleet.hot_milli,
+        service_time_us_mean: fleet.service_time_us,
+        utilization_permille: fleet.utilization_permille,
+        overload: fleet.is_overload,
+        probe_budget_percent: fleet.probe_percent,
         retry_budget_percent: service.config.calls.retry_budget_percent,
         report_period_ms: u32::try_from(convert::millis(service.config.report_period)).unwrap_or(u32::MAX),
         hedge_budget_percent: service.config.calls.hedge_budget_percent,

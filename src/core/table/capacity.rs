@@ -291,11 +291,11 @@ pub(super) struct Scale {
 }
 
 impl Service {
-    /// Brings estimates up to date.
-    pub(super) fn measure(&mut self, now: Timestamp) {
+    /// Brings estimates up to date, once a second. Returns whether it was time.
+    pub(super) fn measure(&mut self, now: Timestamp) -> bool {
         let passed = now.since(self.scale.measured_at);
         if passed < PERIOD {
-            return;
+            return false;
         }
         self.scale.measured_at = now;
         self.freeze(now);
@@ -321,6 +321,8 @@ impl Service {
         if may_gather && gathered {
             self.scale.gathered_at = now;
         }
+        self.gauge();
+        true
     }
 
     /// Whose reports are no evidence: those that are not heard of, that still warm up, or whose calls fail.

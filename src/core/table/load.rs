@@ -2,6 +2,7 @@
 
 use crate::{
     event::{LoadReport, Outcomes},
+    limits::UTILIZATION_MAX,
     model::Timestamp,
 };
 
@@ -24,6 +25,7 @@ pub(super) struct Load {
     last: Option<(Timestamp, LoadReport)>,
     calls_per_second: f64,
     errors_per_second: f64,
+    overloads_per_second: f64,
     in_flight_mean: f64,
     tenth: u32,
     told_at: Timestamp,
@@ -60,11 +62,26 @@ impl Load {
 
     /// Share of its calls that fail, by its own word or by that of clients, whichever is worse.
     pub(super) fn failing(&self, now: Timestamp) -> f64 {
-        let own = if self.calls_per_second > 0.0 { self.errors_per_second / self.calls_per_second } else { 0.0 };
+        let own = self.share_of_calls(self.errors_per_second);
         let told = self.told_ok + self.told_failed;
         let is_enough = told * self.told_kept(now) >= TOLD_MIN;
         let clients = if is_enough { self.told_failed / told } else { 0.0 };
-        own.min(1.0).max(clients)
+        own.max(clients)
+    }
+
+    /// Share of its calls that it turns away because it is full, by its own word.
+    pub(super) fn overloaded(&self) -> f64 {
+        self.share_of_calls(self.overloads_per_second)
+    }
+
+    fn share_of_calls(&self, per_second: f64) -> f64 {
+        if self.calls_per_second > 0.0 { (per_second / self.calls_per_second).min(1.0) } else { 0.0 }
+    }
+
+    /// How long a call is in flight, by Little's law; `None` without calls.
+    pub(super) fn time_in_system_us(&self) -> Option<f64> {
+        let is_called = self.calls_per_second > 0.0 && self.in_flight_mean > 0.0;
+        is_called.then(|| self.in_flight_mean / self.calls_per_second * 1e6)
     }
 
     /// Takes a report in.
@@ -75,6 +92,7 @@ impl Load {
                 let rate = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds;
                 smooth(&mut self.calls_per_second, rate(report.completions, before.completions));
                 smooth(&mut self.errors_per_second, rate(report.errors, before.errors));
+                smooth(&mut self.overloads_per_second, rate(report.overloads, before.overloads));
                 smooth(&mut self.in_flight_mean, rate(report.in_flight_us, before.in_flight_us) / 1e6);
             }
         }
@@ -118,7 +136,7 @@ impl Load {
 
     fn load_permille(&self) -> u32 {
         match self.utilization_permille() {
-            Some(permille) => permille,
+            Some(permille) => permille.min((UTILIZATION_MAX * 1000.0) as u32),
             None => ((self.in_flight_mean / IN_FLIGHT_FULL * 1000.0) as u32).min(1000),
         }
     }

@@ -10,6 +10,7 @@ use super::{
     Refusal,
     capacity::Scale,
     endpoint::{Endpoint, FAREWELL, Registration},
+    fleet::Gauge,
     health::Verdict,
     judge::Judge,
     words::Words,
@@ -55,6 +56,7 @@ pub(super) struct Service {
     pub(super) disowned: bool,
     pub(super) judge: Judge,
     pub(super) scale: Scale,
+    pub(super) gauge: Gauge,
     /// Until then backends that registered before the balancer started may still turn up.
     settled_at: Timestamp,
     /// It began with what the last start had kept: everybody heard before is in it, and nothing has to settle.
@@ -86,6 +88,7 @@ impl Service {
             disowned: false,
             judge: Judge::default(),
             scale: Scale::default(),
+            gauge: Gauge::default(),
             settled_at,
             restored: false,
             unkept: true,
@@ -381,13 +384,12 @@ impl Service {
         self.remove_gone(words, now);
         // Those that were doubted may be among them; whoever stays is then not held to their doubt.
         self.judge.doubts &= self.endpoints.values().any(|e| e.doubted);
-        self.measure(now);
+        self.soft &= !self.measure(now);
         match self.config.policy {
             PolicyKind::WeightedRoundRobin => self.weigh(now),
             PolicyKind::LeastLoad | PolicyKind::RoundRobin | PolicyKind::RingHash => self.weigh_evenly(),
         }
         self.urgent = false;
-        self.soft = false;
         self.built_at = now;
         self.due = self.next_due(words, now);
     }

@@ -54,6 +54,7 @@ pub(super) fn view(service: &Service, light: &Light<'_>) -> ServiceSnapshot {
         note,
         settling,
         stale: service.is_stale(now),
+        fleet: service.gauge.fleet(),
         endpoints,
     };
     if let Some(before) = before.filter(|before| shows_the_same(before, &after)) {

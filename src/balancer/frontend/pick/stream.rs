@@ -103,8 +103,9 @@ struct PickStream {
 struct Subscribed {
     /// Of the list that it holds, once everything sent has arrived.
     digest: Option<u64>,
-    /// Whether a list was sent on this stream.
+    /// Whether a list was sent on this stream, and a tick.
     listed: bool,
+    ticked: bool,
     told_unknown: bool,
     /// It came with another list than ours; `None` before the first one.
     may_know_more: Option<bool>,
@@ -452,6 +453,7 @@ impl PickStream {
             return Ok(Some(frame));
         }
         if subscribed.digest == Some(assignment.digest) {
+            subscribed.ticked = true;
             self.session.rebased(&service, published.version, &form.list);
             published.counters.ticks.increment(1);
             return Ok(Some(form.tick_frame.clone()));
@@ -464,6 +466,10 @@ impl PickStream {
         }
         self.session.sent(&service, published.version, &form.list);
         published.counters.lists.increment(1);
+        if published.knows_fleet && !subscribed.ticked {
+            // How the fleet fares is next: the first calls are to go by it.
+            self.pending.answer(service, Arc::clone(answer));
+        }
         Ok(Some(form.list_frame.clone()))
     }
 

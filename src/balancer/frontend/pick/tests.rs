@@ -2,7 +2,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use lookaside_core::{
     config::{CallConfig, MethodPath, MethodRule, RetryCode, ServiceConfig},
-    event::{Action, CheckOutcome, Event, Override, Scope},
+    event::{Action, Backend, CheckOutcome, Event, LoadReport, Override, Scope},
     kept::{Kept, KeptEndpoint, KeptHealth, KeptService},
     model::{ClientId, Cohort, EndpointSpec, Locality, Timestamp},
 };
@@ -269,6 +269,39 @@ async fn ticks_follow_as_heartbeats() {
     let list = client.offered(&["10.0.0.1:1"]).await;
     match client.answer().await.unwrap() {
         Said::Tick(tick) => assert_eq!((tick.digest, tick.report_period_ms), (list.digest, 1_000)),
+        other => panic!("{other:?} is no tick"),
+    }
+}
+
+#[tokio::test]
+async fn an_overload_is_told_before_the_heartbeat_and_to_newcomers_with_the_list() {
+    // One report is enough for a while.
+    let config = ServiceConfig { report_period: Duration::from_secs(60), ..ServiceConfig::default() };
+    let balancer = balancer_with(config).await;
+    list(&balancer.driver, "greeter", &["10.0.0.1:1"]).await;
+    let endpoint = EndpointSpec { incarnation: 1, ..EndpointSpec::at(address("10.0.0.1:1")) };
+    balancer.driver.ask(Event::Registered { service: service("greeter"), endpoint }).await.unwrap();
+    let mut client = Client::greeted(&balancer, "web-1").await;
+    client.subscribe("greeter");
+    client.offered(&["10.0.0.1:1"]).await;
+    let backend = Backend { service: service("greeter"), address: address("10.0.0.1:1"), incarnation: 1 };
+    let load = LoadReport { sequence: 1, utilization_permille: Some(1000), ..LoadReport::default() };
+    balancer.driver.ask(Event::LoadReported { backend, load }).await.unwrap();
+    let overload = async |client: &mut Client| loop {
+        match client.answer().await.unwrap() {
+            Said::Tick(tick) if tick.overload => return tick,
+            Said::Tick(_) | Said::MethodPolicy(_) | Said::List(_) => {}
+            other => panic!("{other:?} is neither list nor tick"),
+        }
+    };
+    let early = crate::limits::HEARTBEAT_PERIOD - Duration::from_secs(1);
+    let tick = timeout(early, overload(&mut client)).await.expect("before the heartbeat");
+    assert_eq!((tick.utilization_permille, tick.probe_budget_percent), (1000, 20));
+    let mut newcomer = Client::greeted(&balancer, "web-2").await;
+    newcomer.subscribe("greeter");
+    newcomer.offered(&["10.0.0.1:1"]).await;
+    match newcomer.answer().await.unwrap() {
+        Said::Tick(tick) => assert!(tick.overload),
         other => panic!("{other:?} is no tick"),
     }
 }

@@ -1,0 +1,284 @@
+//! How the endpoints of a service fare together, in five numbers: what a client that sees a few of them, and some calls,
+//! cannot find out. Medians and quantiles, or means of what is bounded for each: one that lies moves no number by more than
+//! its part. Slow enough to be a second old everywhere.
+
+use super::{endpoint::Endpoint, service::Service};
+use crate::{config::PolicyKind, snapshot::Fleet};
+
+/// Weight of the newest second against the past: half of what is told is of the last second, nine tenths of the last four.
+const SMOOTHING: f64 = 0.5;
+
+/// From this share of offered endpoints on calls in flight count as many.
+const HOT_PERMILLE: usize = 900;
+
+/// Above this utilisation time in the system is time in queues as well. The service time is then believed to grow by this
+/// much a second at most: a burst is over before it shows, and a service whose calls take longer is not misjudged for long.
+const QUEUEING_UTILIZATION: f64 = 0.7;
+const QUEUEING_GROWTH: f64 = 1.01;
+
+/// Overload begins when the service is this full, or this share of its calls is turned away, and ends well below that: who
+/// is told that it has ended sends more.
+const OVERLOAD_UTILIZATION: f64 = 0.95;
+const OVERLOAD_SHARE: f64 = 0.01;
+const OVERLOAD_OVER_UTILIZATION: f64 = 0.90;
+const OVERLOAD_OVER_SHARE: f64 = 0.005;
+
+/// Of the endpoints, so many that turn most away are left out of that share, at least one: where a few are full there is
+/// room elsewhere, and one that lies is no overload.
+const OVERLOAD_LEFT_OUT_PERCENT: usize = 10;
+
+/// What probes may cost, and what one costs: a hundredth of the time that calls take, at some 30 us for a call without work.
+const PROBE_SHARE: f64 = 0.01;
+const PROBE_US: f64 = 30.0;
+
+/// Two probes for every call are the most anybody has a use for, and a fifth of a call while the service is overloaded: who
+/// is full answers no sooner for being asked.
+const PROBE_PERCENT_MAX: u32 = 200;
+const PROBE_PERCENT_OVERLOAD: u32 = 20;
+
+/// The estimates behind the numbers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Gauge {
+    hot: f64,
+    service_time_us: f64,
+    utilization: f64,
+    turned_away: f64,
+    is_known: bool,
+    is_overload: bool,
+}
+
+impl Gauge {
+    /// As snapshots have it; nothing while nobody reports.
+    pub(super) fn fleet(&self) -> Fleet {
+        if !self.is_known {
+            return Fleet::default();
+        }
+        let affordable = match self.service_time_us {
+            us if us > 0.0 => (us * PROBE_SHARE / PROBE_US * 100.0).round() as u32,
+            _ => PROBE_PERCENT_MAX,
+        };
+        let most = if self.is_overload { PROBE_PERCENT_OVERLOAD } else { PROBE_PERCENT_MAX };
+        Fleet {
+            hot_milli: (self.hot * 1e3).round() as u32,
+            service_time_us: self.service_time_us.round() as u64,
+            utilization_permille: (self.utilization * 1e3).round() as u32,
+            is_overload: self.is_overload,
+            probe_percent: affordable.clamp(1, most),
+        }
+    }
+
+    fn smooth(&self, estimate: f64, sample: Option<f64>) -> f64 {
+        match sample {
+            Some(sample) if self.is_known => estimate + SMOOTHING * (sample - estimate),
+            Some(sample) => sample,
+            None => 0.0,
+        }
+    }
+}
+
+impl Service {
+    /// Brings the numbers up to date; to be called once a second.
+    pub(super) fn gauge(&mut self) {
+        let heard = |e: &&Endpoint| e.may_be_offered() && !e.is_late() && e.load.sequence().is_some();
+        let endpoints: Vec<&Endpoint> = self.endpoints.values().filter(heard).collect();
+        if endpoints.is_empty() {
+            self.gauge = Gauge::default();
+            return;
+        }
+        let utilizations = endpoints.iter().filter_map(|e| e.load.utilization_permille());
+        // Above full are calls that wait: full is full, and nobody counts for more than one.
+        let utilizations: Vec<f64> = utilizations.map(|permille| f64::from(permille.min(1000)) / 1e3).collect();
+        let in_flight = endpoints.iter().map(|e| f64::from(e.load.in_flight()) / self.capacity_in_lists(e)).collect();
+        let times = endpoints.iter().filter_map(|e| e.load.time_in_system_us()).collect();
+        let mut turned_away: Vec<f64> = endpoints.iter().map(|e| e.load.overloaded()).collect();
+        turned_away.sort_by(f64::total_cmp);
+        let left_out = (turned_away.len() * OVERLOAD_LEFT_OUT_PERCENT / 100).max(1);
+        turned_away.truncate(turned_away.len().saturating_sub(left_out).max(1));
+
+        let (old, utilization) = (self.gauge, mean(&utilizations));
+        let mut new = Gauge {
+            hot: old.smooth(old.hot, quantile(in_flight, HOT_PERMILLE)),
+            utilization: old.smooth(old.utilization, utilization),
+            turned_away: old.smooth(old.turned_away, mean(&turned_away)),
+            is_known: true,
+            ..old
+        };
+        new.service_time_us = match quantile(times, 500) {
+            Some(sample) if old.service_time_us > 0.0 && utilization > Some(QUEUEING_UTILIZATION) => {
+                sample.min(old.service_time_us * QUEUEING_GROWTH)
+            }
+            Some(sample) if old.service_time_us > 0.0 => old.smooth(old.service_time_us, Some(sample)),
+            Some(sample) => sample,
+            // Nobody calls: it takes as long as it took.
+            None => old.service_time_us,
+        };
+        new.is_overload = if old.is_overload {
+            new.utilization > OVERLOAD_OVER_UTILIZATION || new.turned_away > OVERLOAD_OVER_SHARE
+        } else {
+            new.utilization > OVERLOAD_UTILIZATION || new.turned_away > OVERLOAD_SHARE
+        };
+        self.gauge = new;
+    }
+
+    /// As clients are told it, so that they compare like with like.
+    fn capacity_in_lists(&self, endpoint: &Endpoint) -> f64 {
+        match self.config.policy {
+            PolicyKind::LeastLoad => match self.capacity_milli(endpoint) {
+                0 => 1.0,
+                milli => f64::from(milli) / 1e3,
+            },
+            PolicyKind::WeightedRoundRobin | PolicyKind::RoundRobin | PolicyKind::RingHash => 1.0,
+        }
+    }
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// The value that so many permille of the others are below.
+fn quantile(mut values: Vec<f64>, permille: usize) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().checked_sub(1)? * permille / 1000).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::ServiceConfig,
+        event::{Backend, Event, LoadReport},
+        model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp},
+        table::Table,
+    };
+    use std::time::Duration;
+
+    /// What one backend does in a second.
+    #[derive(Clone, Copy)]
+    struct Second {
+        calls: u64,
+        overloads: u64,
+        in_flight: u32,
+        permille: u32,
+    }
+
+    const USUAL: Second = Second { calls: 100, overloads: 0, in_flight: 5, permille: 500 };
+
+    struct World {
+        table: Table,
+        now: Timestamp,
+        sums: Vec<LoadReport>,
+        fleet: Fleet,
+    }
+
+    impl World {
+        fn new(size: usize) -> Self {
+            let mut table = Table::new(1, ServiceConfig::default(), Timestamp(0));
+            let specs: Vec<_> =
+                (0..size).map(|at| EndpointSpec { incarnation: 1, ..EndpointSpec::at(address(at)) }).collect();
+            let source = SourceId::parse("file").unwrap();
+            let detail = String::new();
+            let listed = Event::EndpointsListed { source, service: name(), endpoints: specs.clone(), detail };
+            table.apply(listed, Timestamp(0)).unwrap();
+            for endpoint in specs {
+                table.apply(Event::Registered { service: name(), endpoint }, Timestamp(0)).unwrap();
+            }
+            let sums = vec![LoadReport::default(); size];
+            Self { table, now: Timestamp(0), sums, fleet: Fleet::default() }
+        }
+
+        fn second(&mut self, what: impl Fn(usize) -> Second) -> Fleet {
+            self.now = self.now.after(Duration::from_secs(1));
+            for (at, sums) in self.sums.iter_mut().enumerate() {
+                let Second { calls, overloads, in_flight, permille } = what(at);
+                sums.sequence += 1;
+                sums.completions += calls;
+                sums.errors += overloads;
+                sums.overloads += overloads;
+                sums.in_flight_us += u64::from(in_flight) * 1_000_000;
+                sums.in_flight = in_flight;
+                sums.utilization_permille = Some(permille);
+                let backend = Backend { service: name(), address: address(at), incarnation: 1 };
+                self.table.apply(Event::LoadReported { backend, load: *sums }, self.now).unwrap();
+            }
+            if let Some(snapshot) = self.table.publish(self.now) {
+                self.fleet = snapshot.services[&name()].fleet;
+            }
+            self.fleet
+        }
+
+        fn seconds(&mut self, seconds: u32, what: impl Fn(usize) -> Second) -> Fleet {
+            (1..seconds).for_each(|_| _ = self.second(&what));
+            self.second(&what)
+        }
+    }
+
+    fn name() -> ServiceName {
+        ServiceName::parse("greeter").unwrap()
+    }
+
+    fn address(at: usize) -> Address {
+        Address::parse(&format!("10.0.0.{}:1", at + 100)).unwrap()
+    }
+
+    #[test]
+    fn the_numbers_are_those_of_the_fleet() {
+        let mut world = World::new(20);
+        assert_eq!(world.fleet, Fleet::default());
+        let fleet = world.seconds(30, |at| Second { in_flight: if at < 3 { 9 } else { 5 }, ..USUAL });
+        assert_eq!((fleet.hot_milli, fleet.utilization_permille, fleet.is_overload), (9_000, 500, false));
+        assert!(fleet.service_time_us.abs_diff(50_000) < 500, "{fleet:?}");
+        assert_eq!(fleet.probe_percent, 200, "two for a call of 50 ms");
+        let quick = World::new(20).seconds(30, |_| Second { calls: 50_000, ..USUAL });
+        assert_eq!(quick.probe_percent, 3, "of a call of 100 us they would be a third");
+    }
+
+    #[test]
+    fn one_that_lies_moves_nothing_much() {
+        let lie = Second { calls: 1 << 40, overloads: 1 << 40, in_flight: u32::MAX, permille: u32::MAX };
+        let fleet = World::new(20).seconds(30, |at| if at == 7 { lie } else { USUAL });
+        assert_eq!((fleet.hot_milli, fleet.utilization_permille, fleet.is_overload), (5_000, 525, false));
+        assert!(fleet.service_time_us.abs_diff(50_000) < 500, "{fleet:?}");
+    }
+
+    #[test]
+    fn overload_begins_for_all_and_ends_well_below() {
+        let mut world = World::new(20);
+        let full = |permille| move |_| Second { permille, ..USUAL };
+        assert!(!world.seconds(10, full(940)).is_overload);
+        assert!(world.seconds(10, full(990)).is_overload);
+        let fleet = world.seconds(10, full(920));
+        assert_eq!((fleet.is_overload, fleet.probe_percent), (true, 20));
+        assert!(!world.seconds(10, full(800)).is_overload);
+        let sheds = |endpoints| move |at| Second { overloads: if at < endpoints { 30 } else { 0 }, ..USUAL };
+        assert!(!world.seconds(10, sheds(2)).is_overload, "the others have room");
+        assert!(world.seconds(10, sheds(20)).is_overload);
+    }
+
+    #[test]
+    fn a_burst_is_not_taken_for_longer_calls() {
+        let mut world = World::new(20);
+        let calm = world.seconds(30, |_| USUAL);
+        let burst = world.seconds(10, |_| Second { in_flight: 40, permille: 900, ..USUAL });
+        assert!(burst.service_time_us < calm.service_time_us * 12 / 10, "{burst:?}");
+    }
+
+    #[test]
+    fn noise_is_no_news() {
+        let mut world = World::new(100);
+        let mut told = world.seconds(10, |_| USUAL);
+        let mut news = 0;
+        for second in 0..120usize {
+            let noisy = |at: usize| {
+                let random = crate::hash::text(second as u64, address(at).as_str());
+                let in_flight = 2 + (random % 7) as u32;
+                Second { in_flight, permille: 550 + (random >> 8) as u32 % 300, ..USUAL }
+            };
+            let fleet = world.second(noisy);
+            if fleet.is_news_to(&told) {
+                (news, told) = (news + 1, fleet);
+            }
+        }
+        assert!(news < 12, "{news} in two minutes");
+    }
+}
