@@ -228,7 +228,7 @@ impl<T> Picker<T> {
     ) -> bool {
         let peer = &candidate.peer;
         self.standing(candidate, now_us, tried) == Standing::Fit
-            && !peer.is_sour(now_us)
+            && peer.is_believed(now_us)
             && peer.ahead(lane.number(), lane.picks()) < candidate.interval.saturating_mul(WORDS_AHEAD)
             && peer.unanswered().0 < UNANSWERED_MAX
             && !self.is_late(peer, now_us)

@@ -15,6 +15,9 @@ pub const SILENCE_CANARY_US: u64 = 5_000_000;
 /// would otherwise look like the best one.
 pub const SOUR_US: u64 = 1_000_000;
 const SOUR_MAX: u32 = 8;
+/// An endpoint that failed a call has to serve one before what it says of itself is believed again, or so long has to pass,
+/// microseconds. One that fails at once says that it is idle whenever it is asked.
+const DISBELIEF_US: u64 = 10_000_000;
 
 /// Counters of one endpoint. Shared by every picker that names it, so that a new list forgets nothing.
 #[derive(Debug)]
@@ -161,8 +164,13 @@ impl Peer {
         }
     }
 
+    /// Whether what it says of itself is believed.
+    pub(super) fn is_believed(&self, now_us: u64) -> bool {
+        self.sour.load(Relaxed) == 0 || now_us.saturating_sub(self.soured_us.load(Relaxed)) >= DISBELIEF_US
+    }
+
     /// Whether a call failed there just now.
-    pub(super) fn is_sour(&self, now_us: u64) -> bool {
+    fn is_sour(&self, now_us: u64) -> bool {
         self.sour.load(Relaxed) != 0 && now_us.saturating_sub(self.soured_us.load(Relaxed)) < SOUR_US
     }
 

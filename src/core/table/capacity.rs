@@ -37,10 +37,10 @@ const MEMORY_S: RangeInclusive<f64> = 10.0..=30.0;
 /// of its end.
 const GAP_PERIODS: u32 = 3;
 
-/// The median counts as this many calls of the endpoint's own: as many as are asked for at least. Without utilisations the
-/// time in the system stands for the time of service, which queues and calls of unequal sizes spoil: ten times as many.
-const PRIOR_COMPLETIONS: f64 = 30.0;
-const PRIOR_COMPLETIONS_IN_FLIGHT: f64 = 300.0;
+/// Variance of a call's work against the square of its mean: that of exponential times is 1, and calls are more unequal than
+/// that. Without utilisations the time in the system stands for the time of service, which queues spoil: ten times as much.
+const SIZE_VARIANCE: f64 = 2.0;
+const SIZE_VARIANCE_IN_FLIGHT: f64 = 20.0;
 
 /// Without utilisations nobody is more than four times the median, up or down: how many calls an endpoint can serve at once
 /// is not seen, and calls that wait for others look like slow hosts.
@@ -57,15 +57,6 @@ const EXPIRY: Duration = Duration::from_secs(180);
 /// and leaves a host idle.
 const FAILING_FACTOR: f64 = 2.0;
 const FAILING_MIN: f64 = 0.01;
-
-/// The trim: what estimates miss shows as uneven utilisation. Dropbox's Robinhood evens that out by feedback alone; here it
-/// corrects the estimate, by a tenth of the deviation every 5 s (a gain of 0.02 per second, against some 15 s until an
-/// effect is measured), and never by more than 30 %. Below a tenth of full utilisation deviations are noise.
-const TRIM_PERIOD: Duration = Duration::from_secs(5);
-const TRIM_GAIN: f64 = 0.1;
-const TRIM_RATIO_MAX: f64 = 1.3;
-const TRIM_DEAD_BAND: f64 = 0.02;
-const TRIM_UTILIZATION_MIN: f64 = 0.1;
 
 /// A change of less than this is no new list, and one below the second waits until others have gathered: with a hundred
 /// endpoints noise alone would otherwise make a list every second.
@@ -85,11 +76,13 @@ enum Measure {
 impl Measure {
     const ALL: [Self; 2] = [Self::Utilization, Self::InFlight];
 
-    fn prior_completions(self) -> f64 {
-        match self {
-            Self::Utilization => PRIOR_COMPLETIONS,
-            Self::InFlight => PRIOR_COMPLETIONS_IN_FLIGHT,
-        }
+    /// Variance of a rate's logarithm that chance alone gives it.
+    fn variance(self, completions: f64) -> f64 {
+        let calls = match self {
+            Self::Utilization => SIZE_VARIANCE,
+            Self::InFlight => SIZE_VARIANCE_IN_FLIGHT,
+        };
+        calls / completions.max(1.0)
     }
 
     fn ratio_ln_max(self) -> f64 {
@@ -134,6 +127,32 @@ struct Found {
     completions: f64,
 }
 
+/// How far endpoints lie apart beyond what chance does to their measurements. Where that is nothing, nothing measured of a
+/// single one is believed; where it is much, all of it: the estimate of James and Stein (1961), which is nearer to the truth
+/// than the measurements for the fleet as a whole.
+#[derive(Debug, Clone, Copy)]
+struct Spread {
+    measure: Measure,
+    median_ln: f64,
+    /// Variance of the endpoints' own rates, as logarithms.
+    variance: f64,
+}
+
+impl Spread {
+    fn of(measure: Measure, found: &[Found]) -> Option<Self> {
+        let median_ln = median(found.iter().map(|found| found.rate_ln).collect())?;
+        let squares: f64 = found.iter().map(|found| (found.rate_ln - median_ln).powi(2)).sum();
+        let chance: f64 = found.iter().map(|found| measure.variance(found.completions)).sum();
+        let variance = ((squares - chance) / found.len().max(1) as f64).max(0.0);
+        Some(Self { measure, median_ln, variance })
+    }
+
+    /// How far a measurement is to be believed against the median.
+    fn trust(&self, found: Found) -> f64 {
+        self.variance / (self.variance + self.measure.variance(found.completions))
+    }
+}
+
 /// What is known of the capacity of one start of a backend.
 #[derive(Debug, Clone)]
 pub(super) struct Capacity {
@@ -147,7 +166,6 @@ pub(super) struct Capacity {
     /// Against the median, as a logarithm, and where that is going.
     ratio_ln: f64,
     target_ln: f64,
-    trim_ln: f64,
     /// As published.
     milli: u32,
 }
@@ -162,7 +180,6 @@ impl Default for Capacity {
             found: None,
             ratio_ln: 0.0,
             target_ln: 0.0,
-            trim_ln: 0.0,
             milli: USUAL_MILLI,
         }
     }
@@ -231,45 +248,25 @@ impl Capacity {
         }
         if self.found.is_some_and(|found| now.since(found.at) >= EXPIRY) {
             self.found = None;
-            self.ratio_ln += std::mem::take(&mut self.trim_ln);
             self.target_ln = 0.0;
         }
     }
 
     /// Goes towards what was found, against the median.
-    fn follow(&mut self, median_ln: Option<f64>, seconds: f64, now: Timestamp) {
-        if let (Some(found), Some(median_ln)) = (self.found, median_ln)
+    fn follow(&mut self, fleet: Option<&Spread>, seconds: f64, now: Timestamp) {
+        if let (Some(found), Some(fleet)) = (self.found, fleet)
             && found.at == now
         {
-            // The variance of a logarithm of so many calls' mean is one over their number: this is the mean of both, each
-            // by the inverse of its variance.
-            let trust = found.completions / (found.completions + self.measure.prior_completions());
             let max = self.measure.ratio_ln_max();
-            self.target_ln = (trust * (found.rate_ln - median_ln)).clamp(-max, max);
+            self.target_ln = (fleet.trust(found) * (found.rate_ln - fleet.median_ln)).clamp(-max, max);
         }
         let most = SLEW_PER_S.ln() * seconds;
         self.ratio_ln += (self.target_ln - self.ratio_ln).clamp(-most, most);
     }
 
-    /// Mean utilisation, where that is measured and evidence.
-    fn utilization(&self) -> Option<f64> {
-        let is_told = self.measure == Measure::Utilization && !self.is_frozen && self.sums.span_s > 0.0;
-        is_told.then(|| self.sums.level())
-    }
-
-    fn trim(&mut self, mean: f64) {
-        let Some(own) = self.utilization() else { return };
-        let deviation = ((mean - own) / mean).clamp(-1.0, 1.0);
-        if deviation.abs() > TRIM_DEAD_BAND {
-            // The limit is on the sum itself, so that it never has to unwind.
-            let most = TRIM_RATIO_MAX.ln();
-            self.trim_ln = (self.trim_ln + TRIM_GAIN * deviation).clamp(-most, most);
-        }
-    }
-
     /// Publishes the estimate if it moved enough. Returns whether it did.
     fn hold(&mut self, may_gather: bool) -> bool {
-        let milli = (f64::from(USUAL_MILLI) * (self.ratio_ln + self.trim_ln).exp()).round() as u32;
+        let milli = (f64::from(USUAL_MILLI) * self.ratio_ln.exp()).round() as u32;
         let milli = milli.clamp(CAPACITY_MILLI_MIN, CAPACITY_MILLI_MAX);
         let step = if may_gather { STEP_PERMILLE } else { STEP_AT_ONCE_PERMILLE };
         let moved = u64::from(milli.abs_diff(self.milli)) * 1000 >= u64::from(self.milli) * u64::from(step);
@@ -284,7 +281,6 @@ impl Capacity {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Scale {
     measured_at: Timestamp,
-    trimmed_at: Timestamp,
     gathered_at: Timestamp,
     /// There is evidence on some endpoint.
     pub(super) is_known: bool,
@@ -304,13 +300,9 @@ impl Service {
         let seconds = passed.min(PERIOD * 2).as_secs_f64();
         for measure in Measure::ALL {
             let capacities = || self.endpoints.values().map(|e| &e.capacity).filter(|c| c.measure == measure);
-            let median_ln = median(capacities().filter_map(|c| c.found).map(|found| found.rate_ln).collect());
+            let fleet = Spread::of(measure, &capacities().filter_map(|c| c.found).collect::<Vec<_>>());
             let capacities = self.endpoints.values_mut().map(|e| &mut e.capacity);
-            capacities.filter(|c| c.measure == measure).for_each(|c| c.follow(median_ln, seconds, now));
-        }
-        if now.since(self.scale.trimmed_at) >= TRIM_PERIOD {
-            self.scale.trimmed_at = now;
-            self.trim();
+            capacities.filter(|c| c.measure == measure).for_each(|c| c.follow(fleet.as_ref(), seconds, now));
         }
         self.scale.is_known = self.endpoints.values().any(|e| e.capacity.found.is_some());
         let may_gather = now.since(self.scale.gathered_at) >= GATHER;
@@ -336,16 +328,6 @@ impl Service {
             let fails = own > (FAILING_FACTOR * elsewhere).max(FAILING_MIN);
             let warms = endpoint.newcomer || endpoint.warming_since.is_some();
             endpoint.capacity.freeze(fails || warms || endpoint.is_late() || endpoint.registration.is_none());
-        }
-    }
-
-    fn trim(&mut self) {
-        let told: Vec<f64> =
-            self.endpoints.values().filter(|e| e.may_be_offered()).filter_map(|e| e.capacity.utilization()).collect();
-        let mean = told.iter().sum::<f64>() / told.len().max(1) as f64;
-        if mean >= TRIM_UTILIZATION_MIN {
-            let offered = self.endpoints.values_mut().filter(|e| e.may_be_offered());
-            offered.for_each(|endpoint| endpoint.capacity.trim(mean));
         }
     }
 

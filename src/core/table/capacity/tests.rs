@@ -272,7 +272,8 @@ fn an_idle_service_proves_nothing() {
 fn slow_services_are_measured_as_well() {
     let mut fleet = Fleet::new([vec![Host::of(4.0); 4], vec![Host::of(2.0)]].concat());
     fleet.seconds(90, 10.0);
-    assert!((500..800).contains(&fleet.capacity(4)), "{}", fleet.capacity(4));
+    // A hundred calls each are little evidence that one of five is different.
+    assert!((500..900).contains(&fleet.capacity(4)), "{}", fleet.capacity(4));
 }
 
 #[test]
@@ -300,17 +301,6 @@ fn a_new_start_of_a_backend_begins_at_the_median() {
 }
 
 #[test]
-fn what_estimates_miss_is_trimmed() {
-    let mut fleet = Fleet::new(vec![Host::of(100.0); 10]);
-    // A tenant beside it takes a share of the host whatever it serves.
-    fleet.hosts[0].idle = 0.2;
-    fleet.seconds(20, 500.0);
-    let untrimmed = fleet.unevenness();
-    fleet.seconds(300, 500.0);
-    assert!(fleet.unevenness() < untrimmed && fleet.unevenness() < 1.06, "{untrimmed} {}", fleet.unevenness());
-}
-
-#[test]
 fn absurd_sums_move_nothing_out_of_bounds() {
     let mut fleet = Fleet::new(vec![Host::of(100.0); 4]);
     fleet.seconds(10, 200.0);
@@ -320,7 +310,6 @@ fn absurd_sums_move_nothing_out_of_bounds() {
         fleet.second(200.0);
         assert!((CAPACITY_MILLI_MIN..=CAPACITY_MILLI_MAX).contains(&fleet.capacity(0)));
         assert!(fleet.shares()[0] <= 0.5 + 1e-9, "{:?}", fleet.shares());
-        // The others are trimmed by up to 30 %, since it is fuller than they are.
         assert!((1..4).all(|at| (900..=1300).contains(&fleet.capacity(at))));
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 
 /// Evidence older than this does not count. Clients tell every second, so it is several of their reports.
 const WINDOW: Duration = Duration::from_secs(10);
-const PERIODS: u64 = 4;
+const PERIODS: u64 = 20;
 const PERIOD_US: u64 = WINDOW.as_micros() as u64 / PERIODS;
 
 /// Voices of one endpoint that are told apart. A further one shares a row, by its hash: nothing of what it says is lost, only
@@ -26,8 +26,15 @@ const QUORUM: usize = 3;
 /// Clients put an endpoint aside, and say so, after five failures in a row.
 const ALONE_CALLS_MIN: usize = 20;
 
-/// Quantile of the normal distribution: 97.5 % certain.
+/// Quantile of the normal distribution: 97.5 % certain of what the whole window tells.
 const CERTAINTY: f64 = 1.96;
+
+/// The newest part of the window is looked at by itself as well, in these many periods: an endpoint that was called a thousand
+/// times before it began to fail would otherwise have to fail for seconds. That is asking more than once, so it takes 99.5 %
+/// and this many failures.
+const NEWEST_PERIODS: [u64; 4] = [1, 2, 4, 10];
+const NEWEST_CERTAINTY: f64 = 2.58;
+const NEWEST_FAILURES_MIN: u32 = 5;
 
 /// Calls that ended.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -57,14 +64,14 @@ impl Counts {
 
     /// The least share of failures that these calls are evidence of, permille: the lower bound of Wilson's interval (1927),
     /// which is meaningful of few calls as well. Of 3 calls that all failed it is 438, of 2 it is 342, of 1 it is 206.
-    fn failed_permille_least(self) -> u32 {
+    fn failed_permille_least(self, certainty: f64) -> u32 {
         let calls = f64::from(self.all());
         if calls == 0.0 {
             return 0;
         }
-        let (share, square) = (f64::from(self.failed) / calls, CERTAINTY * CERTAINTY);
+        let (share, square) = (f64::from(self.failed) / calls, certainty * certainty);
         let middle = share + square / (2.0 * calls);
-        let width = CERTAINTY * (share * (1.0 - share) / calls + square / (4.0 * calls * calls)).sqrt();
+        let width = certainty * (share * (1.0 - share) / calls + square / (4.0 * calls * calls)).sqrt();
         ((middle - width) / (1.0 + square / calls) * 1000.0) as u32
     }
 }
@@ -93,8 +100,8 @@ impl Recent {
         if is_held { self.periods[(period % PERIODS) as usize] } else { Counts::default() }
     }
 
-    fn sum(&self, now: Timestamp) -> Counts {
-        let periods = (0..PERIODS).filter_map(|age| (now.0 / PERIOD_US).checked_sub(age));
+    fn sum(&self, now: Timestamp, periods: u64) -> Counts {
+        let periods = (0..periods).filter_map(|age| (now.0 / PERIOD_US).checked_sub(age));
         periods.fold(Counts::default(), |sum, period| sum.and(self.of(period)))
     }
 
@@ -202,12 +209,12 @@ impl Voices {
 
     /// What was told lately, by everybody.
     pub(super) fn sum(&self, now: Timestamp) -> Counts {
-        self.rows.iter().fold(Counts::default(), |sum, row| sum.and(row.told.sum(now)))
+        self.rows.iter().fold(Counts::default(), |sum, row| sum.and(row.told.sum(now, PERIODS)))
     }
 
     /// What was told lately, without the voice whose absence makes it look best.
     pub(super) fn benign(&self, now: Timestamp) -> Counts {
-        let told = self.told(now);
+        let told = self.told(now, PERIODS);
         match told.len() {
             0 | 1 => self.sum(now),
             _ => self.without_each(&told).min_by_key(|counts| counts.failed_permille()).unwrap_or_default(),
@@ -216,8 +223,16 @@ impl Voices {
 
     /// What is evident of the endpoint, if enough voices have seen its calls fail.
     pub(super) fn agree(&self, now: Timestamp) -> Option<Agreement> {
-        let told = self.told(now);
-        let counts = self.sum(now);
+        let newest = NEWEST_PERIODS.iter().filter_map(|periods| self.agree_within(now, *periods, NEWEST_CERTAINTY));
+        // Who is silent for a second may still be there: only a whole window tells that there are no others.
+        let newest = newest.filter(|agreed| agreed.accusers >= QUORUM && agreed.counts.failed >= NEWEST_FAILURES_MIN);
+        let whole = self.agree_within(now, PERIODS, CERTAINTY);
+        whole.into_iter().chain(newest).max_by_key(|agreed| agreed.failed_permille_least)
+    }
+
+    fn agree_within(&self, now: Timestamp, periods: u64, certainty: f64) -> Option<Agreement> {
+        let told = self.told(now, periods);
+        let counts = told.iter().fold(Counts::default(), |sum, (_, counts)| sum.and(*counts));
         let accusers = told.iter().filter(|(_, counts)| counts.failed > 0).count();
         let is_quorum = match told.len() {
             QUORUM.. => accusers >= QUORUM,
@@ -229,15 +244,17 @@ impl Voices {
         let failed_permille_least = match told.as_slice() {
             // Whoever shared it is silent now: it is not known whose word this is.
             [(at, _)] if self.rows[*at].shared => return None,
-            [_] => counts.failed_permille_least(),
-            voices => self.without_each(voices).map(Counts::failed_permille_least).min().unwrap_or(0),
+            [_] => counts.failed_permille_least(certainty),
+            voices => {
+                self.without_each(voices).map(|counts| counts.failed_permille_least(certainty)).min().unwrap_or(0)
+            }
         };
         Some(Agreement { failed_permille_least, accusers, voices: told.len(), counts })
     }
 
-    /// Rows with something in them.
-    fn told(&self, now: Timestamp) -> Vec<(usize, Counts)> {
-        let counts = self.rows.iter().map(|row| row.told.sum(now)).enumerate();
+    /// Rows with something in them, and what that is of so many periods.
+    fn told(&self, now: Timestamp, periods: u64) -> Vec<(usize, Counts)> {
+        let counts = self.rows.iter().map(|row| row.told.sum(now, periods)).enumerate();
         counts.filter(|(_, counts)| counts.all() > 0).collect()
     }
 
@@ -279,7 +296,7 @@ mod tests {
 
     #[test]
     fn few_calls_are_little_evidence_and_many_are_more() {
-        let least = |ok, failed| counts(ok, failed).failed_permille_least();
+        let least = |ok, failed| counts(ok, failed).failed_permille_least(CERTAINTY);
         assert_eq!((least(0, 0), least(0, 1), least(0, 2), least(0, 3)), (0, 206, 342, 438));
         assert_eq!((least(1, 0), least(5, 5), least(500, 500)), (0, 236, 469));
         assert_eq!(least(u32::MAX, u32::MAX), 999, "sums that do not fit are cut, and do no harm");
