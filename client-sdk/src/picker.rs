@@ -244,7 +244,13 @@ impl<T> Picker<T> {
 
     /// The first answer to a call arrived: its response head. `sent_us` is when it was sent.
     pub fn answered(&self, peer: &Peer, sent_us: u64, now_us: u64) {
-        self.fleet.learn_answer(now_us.saturating_sub(sent_us));
+        let took_us = now_us.saturating_sub(sent_us);
+        self.fleet.learn_answer(took_us);
+        if let Some(candidate) = self.find(Mark::of(peer.id()))
+            && self.fleet.learn_work(took_us.saturating_mul(candidate.capacity_milli.into()) / 1_000)
+        {
+            peer.disprove(now_us);
+        }
         self.spoke(peer, now_us);
     }
 

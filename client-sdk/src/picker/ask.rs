@@ -9,7 +9,7 @@ use super::{
 };
 
 /// One pick in so many asks an endpoint on the side: one that is idle has no responses that could tell of it.
-pub const WANDER_PICKS: u64 = 128;
+pub const WANDER_PICKS: u64 = 256;
 
 /// What comes of a pick that may ask.
 #[derive(Debug)]

@@ -12,6 +12,10 @@ use super::{
 const TOKEN_AGE_FACTOR: u64 = 5;
 const TOKEN_AGE_US: std::ops::RangeInclusive<u64> = 5_000..=1_000_000;
 
+/// An answer that takes so many times as long as usual disproves what its endpoint says of its load. Of exponential service times
+/// one in three thousand is as long, of an endpoint whose queue is hidden most are.
+const DISPROOF_FACTOR: u64 = 8;
+
 /// What one client has learnt of all its endpoints together. Outlives pickers.
 #[derive(Debug)]
 pub struct Fleet {
@@ -20,6 +24,8 @@ pub struct Fleet {
     life_us: AtomicU64,
     /// How long answers usually take, microseconds; 0 before the first.
     answer_us_mean: AtomicU64,
+    /// The same times the capacity of whoever answered.
+    work_us_mean: AtomicU64,
     /// Requests in flight per capacity that answers usually tell of, thousandths.
     rif_milli_mean: AtomicU64,
     /// A stalled endpoint was met that nobody was told of.
@@ -42,6 +48,7 @@ impl Fleet {
             lanes: (0..lanes.clamp(1, LANES_MAX)).map(|number| Lane::new(seed, number)).collect(),
             life_us: AtomicU64::new(0),
             answer_us_mean: AtomicU64::new(0),
+            work_us_mean: AtomicU64::new(0),
             rif_milli_mean: AtomicU64::new(0),
             alarm: AtomicBool::new(false),
             asks: AtomicBool::new(false),
@@ -103,6 +110,15 @@ impl Fleet {
 
     pub(super) fn learn_answer(&self, took_us: u64) {
         learn(&self.answer_us_mean, took_us.max(1));
+    }
+
+    /// An answer took so long, times the capacity of whoever gave it. True when that is far beyond what is usual.
+    pub(super) fn learn_work(&self, work_us: u64) -> bool {
+        let usual = self.work_us_mean.load(Relaxed);
+        let is_far = usual > 0 && work_us > usual.saturating_mul(DISPROOF_FACTOR);
+        // One that is far beyond must not become what is usual by itself.
+        learn(&self.work_us_mean, if is_far { usual * 2 } else { work_us.max(1) });
+        is_far
     }
 
     /// An endpoint told of so many requests in flight per capacity, thousandths.

@@ -31,6 +31,8 @@ pub struct Peer {
     silence_canary_us: AtomicU64,
     sour: AtomicU32,
     soured_us: AtomicU64,
+    /// When an answer last took far too long for what it says of its load; 0 for never.
+    disproved_us: AtomicU64,
     fresh: AtomicBool,
     suspected: AtomicBool,
     /// By lane, the count of picks at which it will have had no more than its due.
@@ -51,6 +53,7 @@ impl Peer {
             silence_canary_us: AtomicU64::new(0),
             sour: AtomicU32::new(0),
             soured_us: AtomicU64::new(0),
+            disproved_us: AtomicU64::new(0),
             fresh: AtomicBool::new(false),
             suspected: AtomicBool::new(false),
             due: Default::default(),
@@ -166,7 +169,14 @@ impl Peer {
 
     /// Whether what it says of itself is believed.
     pub(super) fn is_believed(&self, now_us: u64) -> bool {
-        self.sour.load(Relaxed) == 0 || now_us.saturating_sub(self.soured_us.load(Relaxed)) >= DISBELIEF_US
+        let is_over = |since: &AtomicU64| now_us.saturating_sub(since.load(Relaxed)) >= DISBELIEF_US;
+        (self.sour.load(Relaxed) == 0 || is_over(&self.soured_us))
+            && (self.disproved_us.load(Relaxed) == 0 || is_over(&self.disproved_us))
+    }
+
+    /// An answer took so long that what it says of its load cannot be right.
+    pub(super) fn disprove(&self, now_us: u64) {
+        self.disproved_us.store(now_us.max(1), Relaxed);
     }
 
     /// Whether a call failed there just now.
