@@ -1,0 +1,170 @@
+//! How a client chooses. A [`Dispatcher`] is one client's way to do that; the engine tells it what that client can know, and
+//! no more: lists when they have arrived, answers when they are back.
+
+use lookaside_sdk::picker::{Class, Rng};
+
+use crate::world::World;
+
+/// The ways to balance that can be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Policy {
+    /// No choice at all: one queue for all cores. What no policy can beat.
+    Bound,
+    /// The endpoint that truly has least to do per capacity, known without delay.
+    Oracle,
+    /// The SDK's picker, fed by the balancer.
+    Lookaside,
+    /// Any.
+    Random,
+    /// One after the other, each client from its own start.
+    RoundRobin,
+    /// Of two drawn at random the one with fewer of this client's own calls.
+    P2c,
+}
+
+impl Policy {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Bound, Self::Oracle, Self::Lookaside, Self::Random, Self::RoundRobin, Self::P2c];
+
+    /// The word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bound => "bound",
+            Self::Oracle => "oracle",
+            Self::Lookaside => "lookaside",
+            Self::Random => "random",
+            Self::RoundRobin => "round_robin",
+            Self::P2c => "p2c",
+        }
+    }
+
+    /// The policy of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name)
+    }
+}
+
+/// Where a call is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// There.
+    Send(u32),
+    /// To be asked first, both; then [`Dispatcher::settle`]. Costs a round trip.
+    Ask([u32; 2]),
+    /// There is nobody.
+    Nobody,
+}
+
+/// What an endpoint answers to a probe: how it was when the probe got there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// Calls in flight there.
+    pub rif: u32,
+    /// Median of what calls took there lately that came when it had about as many in flight.
+    pub latency_us: u64,
+}
+
+/// One place in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed {
+    /// Its number.
+    pub endpoint: u32,
+    /// Which start of it.
+    pub incarnation: u64,
+    /// Share of calls wanted; 0 means no new calls.
+    pub weight: u32,
+    /// Failover tier, 0 is best.
+    pub priority: u32,
+    /// Whether this client is connected to it.
+    pub ready: bool,
+}
+
+/// What an endpoint says of itself once per report period, to those who want to hear it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Which.
+    pub endpoint: u32,
+    /// Calls that it completed, failed ones included.
+    pub calls_per_second: f64,
+    /// Those that failed.
+    pub errors_per_second: f64,
+    /// Mean share of its cores that was busy; 1 is full.
+    pub utilization: f64,
+}
+
+/// An attempt came to its end, at the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// Where it was.
+    pub endpoint: u32,
+    /// How.
+    pub class: Class,
+    /// When it was sent.
+    pub sent_us: u64,
+    /// Now.
+    pub now_us: u64,
+    /// Calls in flight at the endpoint when it answered, without this one; `None` where it did not answer.
+    pub rif: Option<u32>,
+    /// Time from sending to here.
+    pub latency_us: u64,
+}
+
+/// One client's way to choose.
+pub trait Dispatcher {
+    /// The list as it is from now on, whenever it or a connection has changed. Those with weight 0 or not ready get no calls.
+    fn list(&mut self, list: &[Listed], now_us: u64);
+
+    /// Where a call is to go; those in `tried` only if there is no other. `world` is for oracles.
+    fn choose(&mut self, world: &World, now_us: u64, rng: &mut Rng, tried: &[u32]) -> Choice;
+
+    /// The same, after both of [`Choice::Ask`] were asked. `None` stands for who did not answer in time.
+    fn settle(&mut self, asked: [(u32, Option<Answer>); 2], now_us: u64, rng: &mut Rng, tried: &[u32]) -> Option<u32> {
+        let _ = (now_us, rng, tried);
+        let [(first, _), (second, _)] = asked;
+        let rif = |asked: (u32, Option<Answer>)| asked.1.map_or(u32::MAX, |answer| answer.rif);
+        Some(if rif(asked[1]) < rif(asked[0]) { second } else { first })
+    }
+
+    /// An attempt was sent there.
+    fn sent(&mut self, endpoint: u32, now_us: u64) {
+        let _ = (endpoint, now_us);
+    }
+
+    /// An attempt came to its end. True when that makes the endpoint suspicious, so that the balancer should hear of it.
+    fn ended(&mut self, end: &End) -> bool {
+        let _ = end;
+        false
+    }
+
+    /// Whether a failed attempt may be repeated, if the scenario allows another.
+    fn may_repeat(&mut self, now_us: u64) -> bool {
+        let _ = now_us;
+        true
+    }
+
+    /// Asked after each choice: endpoints that are to be probed in the background.
+    fn probes(&mut self, now_us: u64, rng: &mut Rng, out: &mut Vec<u32>) {
+        let _ = (now_us, rng, out);
+    }
+
+    /// An answer to a probe in the background is back.
+    fn probe_answered(&mut self, endpoint: u32, answer: Answer, now_us: u64) {
+        let _ = (endpoint, answer, now_us);
+    }
+
+    /// Whether [`Dispatcher::loads`] is of use to it.
+    fn wants_loads(&self) -> bool {
+        false
+    }
+
+    /// What the endpoints that could be heard said of themselves, once per report period, the delays of reports and pushes
+    /// late.
+    fn loads(&mut self, loads: &[Load], now_us: u64) {
+        let _ = (loads, now_us);
+    }
+
+    /// Endpoints that the client has something against, as seen before its calls are told to the balancer.
+    fn survey(&mut self, now_us: u64, out: &mut Vec<u32>) {
+        let _ = (now_us, out);
+    }
+}

@@ -1,0 +1,455 @@
+//! What is simulated: who serves, who calls, and what goes wrong when. Read from YAML; a value of these types that came through
+//! [`Scenario::parse`] can be run.
+
+use serde::{Deserialize, Serialize};
+
+mod builtin;
+mod check;
+
+pub use builtin::{BUILTIN, builtin};
+
+/// Why a scenario cannot be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Not the YAML of a scenario.
+    #[error("not a scenario: {reason}")]
+    Malformed {
+        /// In words, with the place.
+        reason: String,
+    },
+    /// A value that cannot be.
+    #[error("{key}: {reason}")]
+    Value {
+        /// Which.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// No scenario of that name is built in.
+    #[error("no scenario `{name}` is built in; there are {known}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Those there are.
+        known: String,
+    },
+}
+
+/// Everything about a run but the policy and the seed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// What it is called.
+    pub name: String,
+    /// What it shows, in a sentence.
+    #[serde(default)]
+    pub title: String,
+    /// Who serves.
+    pub endpoints: Vec<Group>,
+    /// Who calls.
+    pub clients: Clients,
+    /// Work offered, as a share of what the endpoints present at the start can do together.
+    pub load: f64,
+    /// The load is multiplied from a time on.
+    #[serde(default)]
+    pub load_steps: Vec<LoadStep>,
+    /// Mean work of a call on a core of speed 1: the unit of all results.
+    #[serde(default = "default::service_time_us_mean")]
+    pub service_time_us_mean: u64,
+    /// How the work of calls is distributed around that mean.
+    #[serde(default)]
+    pub size: Size,
+    /// One way between a client and an endpoint.
+    #[serde(default = "default::network_us")]
+    pub network_us: u64,
+    /// How long an asked endpoint is waited for.
+    #[serde(default = "default::probe_timeout_us")]
+    pub probe_timeout_us: u64,
+    /// The balancer and the ways to and from it.
+    #[serde(default)]
+    pub balancer: Balancer,
+    /// Attempts and their time.
+    #[serde(default)]
+    pub retries: Retries,
+    /// Time before anything is measured.
+    #[serde(default = "default::warm_up_ms")]
+    pub warm_up_ms: u64,
+    /// Time over which is measured.
+    #[serde(default = "default::measured_ms")]
+    pub measured_ms: u64,
+    /// Stretches of the measured time that are measured by themselves as well.
+    #[serde(default)]
+    pub windows: Vec<Window>,
+    /// Utilisations and shares are taken over stretches this long.
+    #[serde(default = "default::share_window_ms")]
+    pub share_window_ms: u64,
+    /// What goes wrong, and what changes.
+    #[serde(default)]
+    pub faults: Vec<Fault>,
+}
+
+/// Endpoints that are alike.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// What faults call it.
+    #[serde(default = "default::group")]
+    pub name: String,
+    /// How many.
+    pub count: u32,
+    /// How calls share one endpoint.
+    #[serde(default)]
+    pub model: Model,
+    /// Calls that it serves at full speed at a time.
+    #[serde(default = "default::cores")]
+    pub cores: u32,
+    /// How fast one of these is.
+    #[serde(default = "default::speed")]
+    pub speed: f64,
+    /// Calls that may wait, for `fcfs`; beyond that a call is refused as overload.
+    #[serde(default = "default::queue_max")]
+    pub queue_max: u32,
+    /// Where they run, as region/zone.
+    #[serde(default)]
+    pub zone: String,
+}
+
+/// How calls share one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Model {
+    /// All are served at once and share the cores evenly; none gets more than one.
+    #[default]
+    Ps,
+    /// As many as there are cores are served, the others wait in turn.
+    Fcfs,
+}
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clients {
+    /// How many.
+    pub count: u32,
+    /// The n-th calls n^-z as often as the first; 0 for all alike.
+    #[serde(default)]
+    pub zipf: f64,
+    /// Where they run; empty for unknown.
+    #[serde(default)]
+    pub zones: Vec<ZoneShare>,
+}
+
+/// A share of the clients.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ZoneShare {
+    /// Where, as region/zone.
+    pub zone: String,
+    /// Hundredths of the clients.
+    pub percent: u32,
+}
+
+/// From a time on the load is another.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadStep {
+    /// When, after the end of the warm-up.
+    pub at_ms: u64,
+    /// The load of the scenario times this.
+    pub factor: f64,
+}
+
+/// How the work of calls is distributed around the mean.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Size {
+    /// Without memory.
+    #[default]
+    Exponential,
+    /// All alike.
+    Fixed,
+    /// Heavy to the right.
+    Lognormal {
+        /// Standard deviation over mean.
+        cv: f64,
+    },
+    /// Short ones, and a few that are long.
+    Bimodal {
+        /// Thousandths that are long.
+        long_permille: u32,
+        /// How much longer these are.
+        factor: f64,
+    },
+    /// Normal with the standard deviation of its mean, cut at 0, as the load of the Prequal paper.
+    TruncatedNormal,
+}
+
+/// The balancer, and the ways to and from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Balancer {
+    /// From an endpoint or a client to the balancer.
+    pub report_delay_us: u64,
+    /// From the balancer to a client.
+    pub push_delay_us: u64,
+    /// Each of these takes up to so much longer.
+    pub jitter_us: u64,
+    /// Reports that get lost, thousandths.
+    pub report_loss_permille: u32,
+    /// How long a new endpoint takes to its full share.
+    pub slow_start_ms: u64,
+    /// The most endpoints one client gets to see; 0 for all.
+    pub subset_size: u32,
+    /// Clients prefer endpoints of their own zone.
+    pub prefer_zone: bool,
+}
+
+/// Attempts and their time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retries {
+    /// Attempts that a call may take, the first included.
+    pub attempts: u32,
+    /// After this an attempt is given up; 0 for never.
+    pub timeout_ms: u64,
+    /// Whether an endpoint stops to work on what was given up.
+    pub cancels: bool,
+}
+
+/// A stretch of the measured time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// What it is called.
+    pub name: String,
+    /// Begin, after the end of the warm-up.
+    pub from_ms: u64,
+    /// End, after the end of the warm-up.
+    pub until_ms: u64,
+}
+
+/// Something that goes wrong or changes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// What.
+    pub kind: FaultKind,
+    /// To whom; not for those of the balancer.
+    #[serde(default)]
+    pub endpoints: Which,
+    /// When, after the end of the warm-up; below 0 is within it, and what is before the start holds from there.
+    #[serde(default)]
+    pub at_ms: i64,
+    /// For how long; 0 for good.
+    #[serde(default)]
+    pub for_ms: u64,
+}
+
+/// Some endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Which {
+    /// Of this group; empty for the first.
+    pub group: String,
+    /// From this one of it on.
+    pub first: u32,
+    /// So many; 0 for all from there on.
+    pub count: u32,
+}
+
+/// What goes wrong or changes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FaultKind {
+    /// Stands still, as in a collection of garbage, and answers nobody meanwhile.
+    Pause {},
+    /// Stands still again and again, each endpoint in its own time.
+    Pauses {
+        /// Between the beginnings of two.
+        every_ms: u64,
+        /// How long each takes.
+        pause_ms: u64,
+    },
+    /// Is slowed down by a neighbour again and again, each endpoint in its own time.
+    Antagonist {
+        /// How long at a time.
+        on_ms: u64,
+        /// How long not.
+        off_ms: u64,
+        /// Its speed meanwhile, times this.
+        speed_factor: f64,
+    },
+    /// Is cold: so many times slower.
+    Cold {
+        /// How many times.
+        factor: f64,
+    },
+    /// Fails every call at once, passes every check, and seems idle.
+    FastFail {
+        /// Time a call takes to fail there.
+        after_us: u64,
+    },
+    /// Fails every call after a while, passes every check.
+    SlowFail {
+        /// Time a call takes to fail there.
+        after_us: u64,
+    },
+    /// Fails some of its calls at once and serves the others.
+    Partial {
+        /// How many, thousandths.
+        permille: u32,
+    },
+    /// Says that it is idle, whatever it has to do.
+    Lie {},
+    /// Is not there before this time.
+    Join {},
+    /// Says that it leaves, finishes what it has, and is gone; comes back anew at the end, where there is one.
+    Leave {},
+    /// Is gone without a word; comes back anew at the end, where there is one.
+    Crash {},
+    /// The balancer is gone; at the end, where there is one, it starts anew and knows nothing.
+    BalancerDown {},
+}
+
+mod default {
+    pub(super) fn service_time_us_mean() -> u64 {
+        50_000
+    }
+
+    /// 0.025 service times: a data centre.
+    pub(super) fn network_us() -> u64 {
+        1_250
+    }
+
+    pub(super) fn probe_timeout_us() -> u64 {
+        5_000
+    }
+
+    pub(super) fn warm_up_ms() -> u64 {
+        60_000
+    }
+
+    pub(super) fn measured_ms() -> u64 {
+        60_000
+    }
+
+    /// 1,200 service times.
+    pub(super) fn share_window_ms() -> u64 {
+        60_000
+    }
+
+    pub(super) fn group() -> String {
+        "all".to_owned()
+    }
+
+    pub(super) fn cores() -> u32 {
+        4
+    }
+
+    pub(super) fn speed() -> f64 {
+        1.0
+    }
+
+    pub(super) fn queue_max() -> u32 {
+        1_000
+    }
+}
+
+impl Default for Balancer {
+    fn default() -> Self {
+        Self {
+            report_delay_us: default::network_us(),
+            push_delay_us: default::network_us(),
+            jitter_us: default::network_us(),
+            report_loss_permille: 0,
+            slow_start_ms: 30_000,
+            subset_size: 100,
+            prefer_zone: false,
+        }
+    }
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { attempts: 1, timeout_ms: 0, cancels: true }
+    }
+}
+
+impl Scenario {
+    /// Reads a scenario and checks it.
+    pub fn parse(yaml: &str) -> Result<Self, Error> {
+        let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+        let scenario: Self = serde_saphyr::from_str_with_options(yaml, options)
+            .map_err(|error| Error::Malformed { reason: error.to_string() })?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    /// Endpoints there are, those included that join later.
+    pub fn endpoints_count(&self) -> u32 {
+        self.endpoints.iter().map(|group| group.count).sum()
+    }
+
+    /// The group and its endpoints' numbers, as results count them: groups one after the other.
+    pub fn groups(&self) -> impl Iterator<Item = (&Group, std::ops::Range<u32>)> {
+        self.endpoints.iter().scan(0, |next, group| {
+            let first = *next;
+            *next += group.count;
+            Some((group, first..*next))
+        })
+    }
+
+    /// The numbers of some endpoints; empty where there are none such.
+    pub fn numbers(&self, which: &Which) -> std::ops::Range<u32> {
+        let named = |group: &Group| which.group.is_empty() || group.name == which.group;
+        let Some((_, all)) = self.groups().find(|(group, _)| named(group)) else { return 0..0 };
+        let first = (all.start + which.first).min(all.end);
+        let until = if which.count == 0 { all.end } else { (first + which.count).min(all.end) };
+        first..until
+    }
+
+    /// When measuring begins, microseconds.
+    pub fn measured_from_us(&self) -> u64 {
+        self.warm_up_ms * 1_000
+    }
+
+    /// When it ends, and the run with it, microseconds.
+    pub fn measured_until_us(&self) -> u64 {
+        (self.warm_up_ms + self.measured_ms) * 1_000
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_scenario_can_be_run_and_has_the_name_of_its_file() {
+        for (name, _) in BUILTIN {
+            let scenario = builtin(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(scenario.name, name);
+            assert!(!scenario.title.is_empty(), "{name} has no title");
+        }
+        assert!(builtin("nope").unwrap_err().to_string().contains("headline"));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_in_words() {
+        let refused = |more: &str| {
+            let yaml = format!("name: x\nendpoints: [{{ count: 2 }}]\nclients: {{ count: 1 }}\n{more}");
+            Scenario::parse(&yaml).unwrap_err().to_string()
+        };
+        for (yaml, words) in [
+            ("load: .nan", "load"),
+            ("load: 0", "load: 0 is not a number from 0.001 to 10"),
+            ("load: 1\nlaod: 1", "laod"),
+            ("load: 1\nsize: { lognormal: { cv: -1 } }", "size.lognormal.cv"),
+            ("load: 1\nfaults: [{ kind: { pause: {} }, endpoints: { first: 2 } }]", "no such endpoints"),
+            ("load: 1\nfaults: [{ kind: { explode: {} } }]", "explode"),
+            ("load: 1\nclients: { count: 1 }", "clients"),
+            ("load: 1\nwindows: [{ name: w, from_ms: 5, until_ms: 5 }]", "windows.until_ms"),
+        ] {
+            assert!(refused(yaml).contains(words), "{yaml}: {}", refused(yaml));
+        }
+    }
+}
