@@ -3,7 +3,15 @@
 
 use lookaside_sdk::picker::{Class, Rng};
 
-use crate::world::World;
+use crate::{
+    chance::{Stream, stream},
+    scenario::Scenario,
+    world::World,
+};
+
+mod lookaside;
+mod oracle;
+mod simple;
 
 /// The ways to balance that can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +43,15 @@ impl Policy {
             Self::Random => "random",
             Self::RoundRobin => "round_robin",
             Self::P2c => "p2c",
+        }
+    }
+
+    /// Whether its clients tell the balancer how their calls ended. The others get the same lists, by registrations and checks
+    /// alone, as from any directory of endpoints that checks them.
+    pub(crate) fn tells_outcomes(self) -> bool {
+        match self {
+            Self::Lookaside => true,
+            Self::Bound | Self::Oracle | Self::Random | Self::RoundRobin | Self::P2c => false,
         }
     }
 
@@ -163,8 +180,28 @@ pub trait Dispatcher {
         let _ = (loads, now_us);
     }
 
+    /// True once after a choice met something that the balancer should hear of at once.
+    fn is_alarmed(&mut self) -> bool {
+        false
+    }
+
     /// Endpoints that the client has something against, as seen before its calls are told to the balancer.
     fn survey(&mut self, now_us: u64, out: &mut Vec<u32>) {
         let _ = (now_us, out);
+    }
+}
+
+/// The way of one client to choose.
+pub(crate) fn dispatcher(policy: Policy, scenario: &Scenario, client: u32, seed: u64) -> Box<dyn Dispatcher> {
+    let _ = scenario;
+    // Of the highest bit, so that where a client begins has nothing to do with what it draws later.
+    let mut rng = stream(seed, Stream::Picks, client | (1 << 31));
+    match policy {
+        Policy::Lookaside => Box::new(lookaside::Lookaside::new(rng.next_u64())),
+        Policy::Random => Box::new(simple::Random::default()),
+        Policy::RoundRobin => Box::new(simple::RoundRobin::new(&mut rng)),
+        Policy::P2c => Box::new(simple::P2c::default()),
+        // The bound chooses nothing; should it be asked, it does as an oracle.
+        Policy::Oracle | Policy::Bound => Box::new(oracle::Oracle::default()),
     }
 }

@@ -6,8 +6,16 @@
 //! same seed gives the same bytes. Every policy of a seed meets the same calls at the same times, so that differences are the
 //! policies'.
 
+mod arrivals;
+mod balancer;
+mod chance;
+mod client;
 pub mod dispatch;
+mod endpoint;
+mod engine;
 pub mod measure;
+mod pooled;
+mod queue;
 pub mod run;
 pub mod scenario;
 pub mod world;

@@ -4,8 +4,10 @@
 use crate::dispatch::Policy;
 
 mod histogram;
+mod meter;
 
 pub use histogram::Histogram;
+pub(crate) use meter::{Ended, Meter, Reading};
 
 /// What came of one run.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,23 +1,16 @@
 //! Plays a scenario. Refuses to know any rule of balancing.
 
-use crate::{
-    dispatch::Policy,
-    measure::{Figures, Run},
-    scenario::Scenario,
-};
+use crate::{dispatch::Policy, engine::Engine, measure::Run, pooled, scenario::Scenario};
 
 /// Plays a scenario by a policy. The same arguments give the same result, bit by bit.
 pub fn run(scenario: &Scenario, policy: Policy, seed: u64) -> Run {
-    Run {
-        scenario: scenario.name.clone(),
-        policy,
-        seed,
-        service_time_us_mean: scenario.service_time_us_mean,
-        total: Figures::default(),
-        windows: Vec::new(),
-        timeline: Vec::new(),
-        shares: Vec::new(),
-        lists: 0,
-        events: 0,
+    match policy {
+        Policy::Bound => pooled::run(scenario, seed),
+        Policy::Oracle | Policy::Lookaside | Policy::Random | Policy::RoundRobin | Policy::P2c => {
+            Engine::new(scenario, policy, seed).run(seed)
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -262,7 +262,7 @@ pub struct Which {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FaultKind {
     /// Stands still, as in a collection of garbage, and answers nobody meanwhile.
-    Pause {},
+    Pause,
     /// Stands still again and again, each endpoint in its own time.
     Pauses {
         /// Between the beginnings of two.
@@ -300,15 +300,15 @@ pub enum FaultKind {
         permille: u32,
     },
     /// Says that it is idle, whatever it has to do.
-    Lie {},
+    Lie,
     /// Is not there before this time.
-    Join {},
+    Join,
     /// Says that it leaves, finishes what it has, and is gone; comes back anew at the end, where there is one.
-    Leave {},
+    Leave,
     /// Is gone without a word; comes back anew at the end, where there is one.
-    Crash {},
+    Crash,
     /// The balancer is gone; at the end, where there is one, it starts anew and knows nothing.
-    BalancerDown {},
+    BalancerDown,
 }
 
 mod default {
@@ -444,8 +444,8 @@ mod tests {
             ("load: 0", "load: 0 is not a number from 0.001 to 10"),
             ("load: 1\nlaod: 1", "laod"),
             ("load: 1\nsize: { lognormal: { cv: -1 } }", "size.lognormal.cv"),
-            ("load: 1\nfaults: [{ kind: { pause: {} }, endpoints: { first: 2 } }]", "no such endpoints"),
-            ("load: 1\nfaults: [{ kind: { explode: {} } }]", "explode"),
+            ("load: 1\nfaults: [{ kind: pause, endpoints: { first: 2 } }]", "no such endpoints"),
+            ("load: 1\nfaults: [{ kind: explode }]", "explode"),
             ("load: 1\nclients: { count: 1 }", "clients"),
             ("load: 1\nwindows: [{ name: w, from_ms: 5, until_ms: 5 }]", "windows.until_ms"),
         ] {

@@ -91,15 +91,11 @@ impl Scenario {
                 FaultKind::Partial { permille } => {
                     between("faults.kind.partial.permille", f64::from(permille), 0.0, 1_000.0)?;
                 }
-                FaultKind::BalancerDown {} => continue,
+                FaultKind::BalancerDown => continue,
                 FaultKind::FastFail { after_us } | FaultKind::SlowFail { after_us } => {
                     between("faults.kind.after_us", after_us as f64, 0.0, 1e9)?;
                 }
-                FaultKind::Pause {}
-                | FaultKind::Lie {}
-                | FaultKind::Join {}
-                | FaultKind::Leave {}
-                | FaultKind::Crash {} => {}
+                FaultKind::Pause | FaultKind::Lie | FaultKind::Join | FaultKind::Leave | FaultKind::Crash => {}
             }
             if self.numbers(&fault.endpoints).is_empty() {
                 let group = &fault.endpoints.group;

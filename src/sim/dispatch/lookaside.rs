@@ -1,0 +1,142 @@
+//! The SDK's own picker, driven as `client-sdk/src/pool.rs` and `call.rs` drive it: a new picker with each list and connection,
+//! peers that outlive it, retries from a budget. No rule stands here.
+
+use std::sync::Arc;
+
+use lookaside_core::config::CallConfig;
+use lookaside_sdk::picker::{Class, Fleet, Offer, Peer, Picker, Policy, RetryBudget, Rng, Suspicion};
+
+use super::{Choice, Dispatcher, End, Listed};
+use crate::world::World;
+
+/// One client with the SDK.
+#[derive(Debug)]
+pub(super) struct Lookaside {
+    fleet: Arc<Fleet>,
+    picker: Picker<u32>,
+    /// By endpoint.
+    held: Vec<Held>,
+    /// No longer in the list, with calls in flight.
+    gone: Vec<Held>,
+    peers: u64,
+    retries: RetryBudget,
+    may_repeat: bool,
+    tried: Vec<u64>,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    endpoint: u32,
+    incarnation: u64,
+    peer: Arc<Peer>,
+    since_us: u64,
+}
+
+impl Lookaside {
+    pub(super) fn new(seed: u64) -> Self {
+        let fleet = Arc::new(Fleet::new(seed));
+        Self {
+            picker: Picker::new(Policy::LeastLoad, fleet.clone(), []),
+            fleet,
+            held: Vec::new(),
+            gone: Vec::new(),
+            peers: 0,
+            retries: RetryBudget::new(CallConfig::default().retry_budget_percent),
+            may_repeat: true,
+            tried: Vec::new(),
+        }
+    }
+
+    /// Where a call that was sent then is counted.
+    fn peer(&self, endpoint: u32, sent_us: u64) -> Option<Arc<Peer>> {
+        let at = self.held.binary_search_by_key(&endpoint, |held| held.endpoint).ok();
+        let now = at.map(|at| &self.held[at]).filter(|held| held.since_us <= sent_us);
+        let before = || self.gone.iter().rev().find(|gone| gone.endpoint == endpoint && gone.since_us <= sent_us);
+        now.or_else(before).map(|held| held.peer.clone())
+    }
+}
+
+impl Dispatcher for Lookaside {
+    fn list(&mut self, list: &[Listed], now_us: u64) {
+        // A list in use that grows owes the newcomer its first call at once; a first list owes nobody.
+        let in_use = self.held.iter().any(|_| true);
+        let mut held: Vec<Held> = Vec::with_capacity(list.len());
+        for listed in list {
+            let known = self.held.binary_search_by_key(&listed.endpoint, |held| held.endpoint).ok();
+            // Another start of it is another process: what was learnt of the old one does not hold for it.
+            let same = known.map(|at| &self.held[at]).filter(|held| held.incarnation == listed.incarnation);
+            held.push(same.cloned().unwrap_or_else(|| {
+                self.peers += 1;
+                let peer = Arc::new(Peer::new(self.peers));
+                if in_use {
+                    peer.mark_fresh();
+                }
+                Held { endpoint: listed.endpoint, incarnation: listed.incarnation, peer, since_us: now_us }
+            }));
+        }
+        let offers = list.iter().zip(&held).map(|(listed, held)| Offer {
+            peer: held.peer.clone(),
+            weight: listed.weight,
+            priority: listed.priority,
+            ready: listed.ready,
+            item: listed.endpoint,
+        });
+        self.picker = Picker::new(Policy::LeastLoad, self.fleet.clone(), offers);
+        held.sort_by_key(|held| held.endpoint);
+        let stays = |old: &Held| {
+            let at = held.binary_search_by_key(&old.endpoint, |held| held.endpoint);
+            at.is_ok_and(|at| held[at].incarnation == old.incarnation)
+        };
+        self.gone.retain(|gone| gone.peer.in_flight() > 0);
+        self.gone.extend(self.held.iter().filter(|old| old.peer.in_flight() > 0 && !stays(old)).cloned());
+        self.held = held;
+    }
+
+    fn choose(&mut self, _: &World, now_us: u64, rng: &mut Rng, tried: &[u32]) -> Choice {
+        self.tried.clear();
+        for endpoint in tried {
+            let id = self.peer(*endpoint, now_us).map(|peer| peer.id());
+            self.tried.extend(id);
+        }
+        let chosen = self.picker.pick_for(None, now_us, rng, &self.tried);
+        chosen.map_or(Choice::Nobody, |candidate| Choice::Send(candidate.item))
+    }
+
+    fn sent(&mut self, endpoint: u32, now_us: u64) {
+        if let Some(peer) = self.peer(endpoint, now_us) {
+            peer.sent(now_us);
+        }
+    }
+
+    fn ended(&mut self, end: &End) -> bool {
+        let Some(peer) = self.peer(end.endpoint, end.sent_us) else { return false };
+        let answered = end.rif.is_some();
+        if answered {
+            self.picker.answered(&peer, end.sent_us, end.now_us);
+        }
+        self.may_repeat = match end.class {
+            Class::Ok | Class::Caller => {
+                self.retries.went_well(end.now_us);
+                true
+            }
+            Class::Cancelled | Class::Overload | Class::Endpoint | Class::Deadline => self.retries.failed(end.now_us),
+        };
+        let suspicion = self.picker.ended(&peer, end.class, Some(end.sent_us), answered, end.now_us);
+        match suspicion {
+            Some(Suspicion::FailuresInARow | Suspicion::Silence) => true,
+            None => false,
+        }
+    }
+
+    fn may_repeat(&mut self, _: u64) -> bool {
+        self.may_repeat
+    }
+
+    fn is_alarmed(&mut self) -> bool {
+        self.fleet.take_alarm()
+    }
+
+    fn survey(&mut self, now_us: u64, out: &mut Vec<u32>) {
+        out.extend(self.picker.survey(now_us).map(|candidate| candidate.item));
+    }
+}

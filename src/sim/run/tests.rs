@@ -1,0 +1,111 @@
+use super::*;
+use crate::measure::Figures;
+
+fn scenario(yaml: &str) -> Scenario {
+    let base = "name: x\nservice_time_us_mean: 10000\nwarm_up_ms: 5000\nmeasured_ms: 10000";
+    Scenario::parse(&format!("{base}\n{yaml}")).unwrap()
+}
+
+/// Twenty endpoints, twenty clients: small enough for a debug build.
+const SMALL: &str = "endpoints: [{ count: 20 }]\nclients: { count: 20 }\nload: 0.8";
+
+fn p99(figures: &Figures) -> f64 {
+    figures.latency_us.quantile(0.99) as f64
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_one_does_not() {
+    let faults = "faults: [{ kind: { antagonist: { on_ms: 100, off_ms: 400, speed_factor: 0.5 } } }, { kind: crash, endpoints: { count: 1 }, for_ms: 2000 }]";
+    let scenario = scenario(&format!("{SMALL}\n{faults}\nretries: {{ attempts: 3, timeout_ms: 200 }}"));
+    for policy in Policy::ALL {
+        let twice = [run(&scenario, policy, 5), run(&scenario, policy, 5)];
+        assert_eq!(format!("{:?}", twice[0]), format!("{:?}", twice[1]), "{policy:?}");
+        assert_ne!(twice[0].total, run(&scenario, policy, 6).total);
+    }
+}
+
+#[test]
+fn every_policy_meets_the_same_calls_and_each_ends_once() {
+    let faults =
+        "faults: [{ kind: { fast_fail: { after_us: 200 } }, endpoints: { count: 2 }, at_ms: 1000, for_ms: 4000 }]";
+    let scenario = scenario(&format!("{SMALL}\n{faults}"));
+    let calls = run(&scenario, Policy::Bound, 2).total.calls;
+    assert!(calls.abs_diff(64_000) < 1_000, "{calls}");
+    for policy in Policy::ALL {
+        let run = run(&scenario, policy, 2);
+        let Figures { calls: ended, attempts, latency_us, failed, .. } = &run.total;
+        assert_eq!((*ended, *attempts), (calls, calls), "{policy:?}");
+        assert_eq!(latency_us.count() + failed.sum(), calls, "{policy:?}");
+        let seconds: u64 = run.timeline.iter().map(|second| second.calls).sum();
+        assert_eq!(seconds, calls, "{policy:?}");
+    }
+}
+
+#[test]
+fn who_knows_more_waits_less() {
+    let scenario = scenario(SMALL);
+    let p99s = [Policy::Bound, Policy::Oracle, Policy::P2c, Policy::RoundRobin, Policy::Random]
+        .map(|policy| p99(&run(&scenario, policy, 1).total));
+    assert!(p99s[0] <= p99s[1] * 1.01 && p99s[1] < p99s[3] && p99s[3] < p99s[4], "{p99s:?}");
+    assert!(p99s[2] < p99s[4], "{p99s:?}");
+}
+
+#[test]
+fn a_backend_that_fails_fast_gets_what_is_not_its_due_only_until_it_is_noticed() {
+    let faults = "faults: [{ kind: { fast_fail: { after_us: 200 } }, endpoints: { count: 2 }, at_ms: 1000 }]";
+    let scenario = scenario(&format!("{SMALL}\n{faults}"));
+    let in_turn = run(&scenario, Policy::RoundRobin, 1).total;
+    let picker = run(&scenario, Policy::Lookaside, 1).total;
+    let share = in_turn.failed.endpoint as f64 / in_turn.calls as f64;
+    assert!((share - 0.09).abs() < 0.005, "a tenth of nine tenths of the time: {share}");
+    assert!(picker.failed.endpoint * 5 < in_turn.failed.endpoint, "{:?}", picker.failed);
+}
+
+#[test]
+fn who_joins_serves_and_who_leaves_fails_nothing() {
+    let yaml = "endpoints: [{ count: 10 }, { name: late, count: 5 }]\nclients: { count: 10 }\nload: 0.6\n\
+                balancer: { slow_start_ms: 2000 }\nshare_window_ms: 5000\n\
+                faults: [{ kind: join, endpoints: { group: late }, at_ms: 0 },\n\
+                { kind: leave, endpoints: { count: 3 }, at_ms: 2000 }]";
+    let scenario = scenario(yaml);
+    for policy in [Policy::RoundRobin, Policy::Lookaside] {
+        let run = run(&scenario, policy, 3);
+        assert_eq!(run.total.failed.sum(), 0, "{policy:?}");
+        let last = run.shares.last().unwrap();
+        assert!(last.attempts[..3].iter().all(|attempts| *attempts == 0), "{policy:?}: {last:?}");
+        assert!(last.attempts[3..].iter().all(|attempts| *attempts > 500), "{policy:?}: {last:?}");
+    }
+}
+
+#[test]
+fn a_balancer_that_is_gone_is_not_missed() {
+    let down = "faults: [{ kind: balancer_down, at_ms: 0, for_ms: 6000 }]";
+    let [with, without] = [scenario(SMALL), scenario(&format!("{SMALL}\n{down}"))];
+    let (with, without) = (run(&with, Policy::Lookaside, 1), run(&without, Policy::Lookaside, 1));
+    assert_eq!(without.total.failed.sum(), 0);
+    assert!(p99(&without.total) < p99(&with.total) * 1.1);
+    assert!(without.lists < with.lists);
+}
+
+#[test]
+fn a_crash_costs_the_calls_in_flight_and_few_more() {
+    let crash = "faults: [{ kind: crash, endpoints: { count: 1 }, at_ms: 1000, for_ms: 3000 }]\nshare_window_ms: 2000";
+    let scenario = scenario(&format!("{SMALL}\n{crash}"));
+    let run = run(&scenario, Policy::RoundRobin, 1);
+    assert!((1..30).contains(&run.total.failed.endpoint), "{:?}", run.total.failed);
+    let first = |shares: &crate::measure::Shares| shares.attempts[0];
+    assert_eq!(first(&run.shares[1]), 0);
+    assert!(first(&run.shares[4]) > 300, "{:?}", run.shares.iter().map(first).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_given_up_and_repeated_counts_once_as_a_call_and_each_time_on_the_wire() {
+    let stuck = "retries: { attempts: 3, timeout_ms: 200 }\n\
+                 faults: [{ kind: pause, endpoints: { count: 1 }, at_ms: 1000, for_ms: 3000 }]";
+    let scenario = scenario(&format!("{SMALL}\n{stuck}"));
+    for policy in [Policy::RoundRobin, Policy::Lookaside] {
+        let Figures { calls, attempts, failed, .. } = run(&scenario, policy, 1).total;
+        assert!(attempts > calls && attempts < calls * 12 / 10, "{policy:?}: {attempts} of {calls}");
+        assert!(failed.deadline < 100, "{policy:?}: {failed:?}");
+    }
+}
