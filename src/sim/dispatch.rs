@@ -13,6 +13,20 @@ mod lookaside;
 mod oracle;
 mod simple;
 
+mod known;
+mod peak_ewma;
+mod pid;
+mod prequal;
+mod probing_p2c;
+mod stride;
+mod wrr;
+
+pub use peak_ewma::PeakEwma;
+pub use pid::Pid;
+pub use prequal::Prequal;
+pub use probing_p2c::ProbingP2c;
+pub use wrr::Wrr;
+
 /// The ways to balance that can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Policy {
@@ -28,11 +42,39 @@ pub enum Policy {
     RoundRobin,
     /// Of two drawn at random the one with fewer of this client's own calls.
     P2c,
+    /// Of two drawn at random the one with the lower latency by calls in flight, peaks weighing most.
+    PeakEwma,
+    /// In turns by calls per second over utilisation (gRFC A58).
+    Wrr,
+    /// In turns by weights that feedback on utilisation moves (Robinhood, A80).
+    Pid,
+    /// An emulation of Prequal by calls in flight alone (Q 0).
+    Prequal0,
+    /// The same, the lower 60 % being cold (Q 0.6).
+    Prequal60,
+    /// The same, the lower 84 % being cold (Q 0.84, the paper's).
+    Prequal84,
+    /// Of two drawn at random the one that says it has fewer calls; both are asked, and waited for.
+    ProbingP2c,
 }
 
 impl Policy {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Bound, Self::Oracle, Self::Lookaside, Self::Random, Self::RoundRobin, Self::P2c];
+    pub const ALL: [Self; 13] = [
+        Self::Bound,
+        Self::Oracle,
+        Self::Lookaside,
+        Self::ProbingP2c,
+        Self::Prequal0,
+        Self::Prequal60,
+        Self::Prequal84,
+        Self::PeakEwma,
+        Self::P2c,
+        Self::Wrr,
+        Self::Pid,
+        Self::RoundRobin,
+        Self::Random,
+    ];
 
     /// The word.
     pub fn name(self) -> &'static str {
@@ -43,6 +85,13 @@ impl Policy {
             Self::Random => "random",
             Self::RoundRobin => "round_robin",
             Self::P2c => "p2c",
+            Self::PeakEwma => "peak_ewma",
+            Self::Wrr => "wrr",
+            Self::Pid => "pid",
+            Self::Prequal0 => "prequal_0",
+            Self::Prequal60 => "prequal_60",
+            Self::Prequal84 => "prequal_84",
+            Self::ProbingP2c => "probing_p2c",
         }
     }
 

@@ -1,0 +1,143 @@
+//! Weights by feedback: whoever is used less than the mean gets more. The shape of Dropbox's Robinhood ("What's new with
+//! Robinhood", 2024: a controller per endpoint, setpoint the mean utilisation, output a change of its weight) with the numbers
+//! of gRPC's proposal A80 (pull request 430). All clients hear the same reports and so come to the same weights, as if a
+//! balancer had sent them.
+
+use lookaside_sdk::picker::Rng;
+
+use super::{Choice, Dispatcher, Listed, Load, known::Known, stride::Stride};
+use crate::world::World;
+
+/// What a distance of 1 from the mean changes per second (A80).
+const PROPORTIONAL: f64 = 0.1;
+/// What a change of that distance by 1 per second counts for (A80).
+const DERIVATIVE: f64 = 1.0;
+/// No weight is more than so many times that of a beginner, or less than that part of it (A80).
+const WEIGHT_MAX: f64 = 10.0;
+/// Utilisations are averaged over about so long; A80 leaves that to the backends.
+const SMOOTH_US: f64 = 10e6;
+
+/// One client that hears from each endpoint.
+#[derive(Debug, Default)]
+pub struct Pid {
+    known: Known<Controlled>,
+    stride: Stride,
+    heard_us: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Controlled {
+    weight: f64,
+    utilization: Option<f64>,
+    error: Option<f64>,
+    /// Whether the last round of reports had one of it.
+    heard: bool,
+}
+
+impl Default for Controlled {
+    fn default() -> Self {
+        Self { weight: 1.0, utilization: None, error: None, heard: false }
+    }
+}
+
+impl Controlled {
+    fn report(&mut self, utilization: f64, past_us: u64) {
+        let part = 1.0 - (-(past_us as f64) / SMOOTH_US).exp();
+        let before = self.utilization.unwrap_or(utilization);
+        self.utilization = Some(before + part * (utilization - before));
+        self.heard = true;
+    }
+
+    fn control(&mut self, mean: f64, past_us: u64) {
+        let (Some(utilization), true) = (self.utilization, std::mem::take(&mut self.heard)) else { return };
+        let seconds = past_us as f64 / 1e6;
+        let error = mean - utilization;
+        let change = self.error.replace(error).map_or(0.0, |before| (error - before) / seconds);
+        let signal = (PROPORTIONAL * error + DERIVATIVE * change) * seconds;
+        let factor = if signal >= 0.0 { 1.0 + signal } else { 1.0 / (1.0 - signal) };
+        self.weight = (self.weight * factor).clamp(1.0 / WEIGHT_MAX, WEIGHT_MAX);
+    }
+}
+
+impl Pid {
+    /// A client that begins its circle at this turn.
+    pub fn starting_at(turn: u64) -> Self {
+        Self { stride: Stride::starting_at(turn), ..Self::default() }
+    }
+
+    fn weigh(&mut self) {
+        self.stride.weigh(self.known.states().map(|controlled| controlled.weight));
+    }
+}
+
+impl Dispatcher for Pid {
+    fn list(&mut self, list: &[Listed], _now_us: u64) {
+        self.known.list(list);
+        self.weigh();
+    }
+
+    fn choose(&mut self, _world: &World, _now_us: u64, _rng: &mut Rng, tried: &[u32]) -> Choice {
+        let next = self.stride.next(|at| tried.contains(&self.known.endpoint(at)));
+        next.map_or(Choice::Nobody, |at| Choice::Send(self.known.endpoint(at)))
+    }
+
+    fn wants_loads(&self) -> bool {
+        true
+    }
+
+    fn loads(&mut self, loads: &[Load], now_us: u64) {
+        let past_us = now_us.saturating_sub(self.heard_us.replace(now_us).unwrap_or(0)).max(1);
+        for load in loads {
+            if let Some(controlled) = self.known.find(load.endpoint) {
+                controlled.report(load.utilization, past_us);
+            }
+        }
+        let known: Vec<f64> = self.known.states().filter_map(|controlled| controlled.utilization).collect();
+        if known.is_empty() {
+            return;
+        }
+        let mean = known.iter().sum::<f64>() / known.len() as f64;
+        // A report that is missing changes nothing: whoever is silent keeps its weight.
+        (0..self.known.usable()).for_each(|at| self.known.state(at).control(mean, past_us));
+        self.weigh();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::known::listed;
+
+    #[test]
+    fn who_is_used_less_than_the_mean_gains_a_tenth_of_the_distance_per_second() {
+        let mut controlled = Controlled::default();
+        controlled.report(0.5, 1_000_000);
+        controlled.control(0.7, 1_000_000);
+        assert!((controlled.weight - 1.02).abs() < 1e-9, "{}", controlled.weight);
+        controlled.report(0.5, 1_000_000);
+        controlled.control(0.7, 1_000_000);
+        assert!((controlled.weight - 1.02 * 1.02).abs() < 1e-9, "the distance is as it was");
+        controlled.control(0.9, 1_000_000);
+        assert!((controlled.weight - 1.02 * 1.02).abs() < 1e-9, "nothing was heard");
+        controlled.report(0.5, 1_000_000);
+        controlled.control(0.3, 1_000_000);
+        let signal: f64 = 0.1 * -0.2 + (-0.2 - 0.2);
+        assert!((controlled.weight - 1.02 * 1.02 / (1.0 - signal)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn weights_stay_within_a_factor_of_ten() {
+        let mut dispatcher = Pid::starting_at(0);
+        dispatcher.list(&listed([1, 2]), 0);
+        let load =
+            |endpoint, utilization| Load { endpoint, calls_per_second: 1.0, errors_per_second: 0.0, utilization };
+        for second in 1..=200 {
+            dispatcher.loads(&[load(1, 1.0), load(2, 0.0)], second * 1_000_000);
+        }
+        let weights: Vec<f64> = dispatcher.known.states().map(|controlled| controlled.weight).collect();
+        assert_eq!(weights, [0.1, 10.0]);
+        let mut rng = Rng::from_seed(1);
+        let chosen = (0..1_010).map(|_| dispatcher.choose(&World::default(), 0, &mut rng, &[]));
+        assert_eq!(chosen.filter(|choice| *choice == Choice::Send(1)).count(), 10);
+    }
+}
