@@ -8,6 +8,7 @@
 
 mod arrivals;
 mod balancer;
+pub mod batch;
 mod chance;
 mod client;
 pub mod dispatch;
@@ -18,4 +19,5 @@ mod pooled;
 mod queue;
 pub mod run;
 pub mod scenario;
+pub mod stats;
 pub mod world;
