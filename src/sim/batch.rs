@@ -5,7 +5,13 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use crate::{dispatch::Policy, measure::Run, run::run, scenario::Scenario};
+use crate::{
+    digest::{Cell, Digest, close_gaps},
+    dispatch::Policy,
+    measure::Run,
+    run::run,
+    scenario::Scenario,
+};
 
 /// One run to be made.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +55,18 @@ pub fn play<T: Send>(
     let mut kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
     kept.sort_by_key(|(at, _)| *at);
     kept.into_iter().map(|(_, value)| value).collect()
+}
+
+/// Compares policies in a scenario, each with the seeds 1 to `seeds`, so that all of them meet the same calls.
+pub fn compare(scenario: &Scenario, policies: &[Policy], seeds: u64, done: impl Fn(usize) + Sync) -> Vec<Cell> {
+    let of =
+        |policy: &Policy| -> Vec<Job<'_>> { (1..=seeds).map(|seed| Job { scenario, policy: *policy, seed }).collect() };
+    let jobs: Vec<Job<'_>> = policies.iter().flat_map(of).collect();
+    let mut digests = play(&jobs, threads(), |run| Digest::of(&run), done).into_iter();
+    let cell = |policy: &Policy| Cell { policy: *policy, seeds: digests.by_ref().take(seeds as usize).collect() };
+    let mut cells: Vec<Cell> = policies.iter().map(cell).collect();
+    close_gaps(&mut cells);
+    cells
 }
 
 #[cfg(test)]
