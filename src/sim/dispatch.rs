@@ -9,23 +9,16 @@ use crate::{
     world::World,
 };
 
+mod known;
 mod lookaside;
 mod oracle;
-mod simple;
-
-mod known;
 mod peak_ewma;
 mod pid;
 mod prequal;
 mod probing_p2c;
+mod simple;
 mod stride;
 mod wrr;
-
-pub use peak_ewma::PeakEwma;
-pub use pid::Pid;
-pub use prequal::Prequal;
-pub use probing_p2c::ProbingP2c;
-pub use wrr::Wrr;
 
 /// The ways to balance that can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,12 +94,25 @@ impl Policy {
         match self {
             Self::Lookaside => true,
             Self::Bound | Self::Oracle | Self::Random | Self::RoundRobin | Self::P2c => false,
+            Self::PeakEwma | Self::Wrr | Self::Pid | Self::ProbingP2c => false,
+            Self::Prequal0 | Self::Prequal60 | Self::Prequal84 => false,
         }
     }
 
     /// The policy of that name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|policy| policy.name() == name)
+    }
+}
+
+impl Policy {
+    /// What a word stands for: a policy, `prequal` for its emulation at each quantile, or `all`. None where it stands for nothing.
+    pub fn named(word: &str) -> Vec<Self> {
+        match word {
+            "all" => Self::ALL.to_vec(),
+            "prequal" => vec![Self::Prequal0, Self::Prequal60, Self::Prequal84],
+            name => Self::parse(name).into_iter().collect(),
+        }
     }
 }
 
@@ -250,6 +256,13 @@ pub(crate) fn dispatcher(policy: Policy, scenario: &Scenario, client: u32, seed:
         Policy::Random => Box::new(simple::Random::default()),
         Policy::RoundRobin => Box::new(simple::RoundRobin::new(&mut rng)),
         Policy::P2c => Box::new(simple::P2c::default()),
+        Policy::PeakEwma => Box::new(peak_ewma::PeakEwma::default()),
+        Policy::Wrr => Box::new(wrr::Wrr::starting_at(rng.next_u64())),
+        Policy::Pid => Box::new(pid::Pid::starting_at(rng.next_u64())),
+        Policy::Prequal0 => Box::new(prequal::Prequal::new(0)),
+        Policy::Prequal60 => Box::new(prequal::Prequal::new(600)),
+        Policy::Prequal84 => Box::new(prequal::Prequal::new(840)),
+        Policy::ProbingP2c => Box::new(probing_p2c::ProbingP2c::default()),
         // The bound chooses nothing; should it be asked, it does as an oracle.
         Policy::Oracle | Policy::Bound => Box::new(oracle::Oracle::default()),
     }

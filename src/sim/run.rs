@@ -9,6 +9,10 @@ pub fn run(scenario: &Scenario, policy: Policy, seed: u64) -> Run {
         Policy::Oracle | Policy::Lookaside | Policy::Random | Policy::RoundRobin | Policy::P2c => {
             Engine::new(scenario, policy, seed).run(seed)
         }
+        Policy::PeakEwma | Policy::Wrr | Policy::Pid | Policy::ProbingP2c => {
+            Engine::new(scenario, policy, seed).run(seed)
+        }
+        Policy::Prequal0 | Policy::Prequal60 | Policy::Prequal84 => Engine::new(scenario, policy, seed).run(seed),
     }
 }
 

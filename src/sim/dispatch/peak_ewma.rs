@@ -14,7 +14,7 @@ const UNHEARD_US: f64 = 1e15;
 
 /// One client that knows latencies of its own calls.
 #[derive(Debug, Default)]
-pub struct PeakEwma {
+pub(super) struct PeakEwma {
     known: Known<Heard>,
 }
 

@@ -19,7 +19,7 @@ const SMOOTH_US: f64 = 10e6;
 
 /// One client that hears from each endpoint.
 #[derive(Debug, Default)]
-pub struct Pid {
+pub(super) struct Pid {
     known: Known<Controlled>,
     stride: Stride,
     heard_us: Option<u64>,
@@ -61,7 +61,7 @@ impl Controlled {
 
 impl Pid {
     /// A client that begins its circle at this turn.
-    pub fn starting_at(turn: u64) -> Self {
+    pub(super) fn starting_at(turn: u64) -> Self {
         Self { stride: Stride::starting_at(turn), ..Self::default() }
     }
 

@@ -28,7 +28,7 @@ const RECENT_MAX: usize = 128;
 
 /// One client that probes ahead of its calls.
 #[derive(Debug)]
-pub struct Prequal {
+pub(super) struct Prequal {
     known: Known<()>,
     /// Which part of recent answers is cold; 0 makes all of them hot, so that latencies count for nothing.
     quantile: f64,
@@ -52,7 +52,7 @@ struct Pooled {
 
 impl Prequal {
     /// A client to which this part of recent answers, in thousandths, is cold.
-    pub fn new(quantile_permille: u32) -> Self {
+    pub(super) fn new(quantile_permille: u32) -> Self {
         Self {
             known: Known::default(),
             quantile: f64::from(quantile_permille) / 1e3,

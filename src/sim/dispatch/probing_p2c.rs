@@ -8,7 +8,7 @@ use crate::world::World;
 
 /// One client that asks two per call.
 #[derive(Debug, Default)]
-pub struct ProbingP2c {
+pub(super) struct ProbingP2c {
     known: Known<()>,
 }
 

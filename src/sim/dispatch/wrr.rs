@@ -17,7 +17,7 @@ const ERROR_PENALTY: f64 = 1.0;
 
 /// One client that hears from each endpoint.
 #[derive(Debug, Default)]
-pub struct Wrr {
+pub(super) struct Wrr {
     known: Known<Reported>,
     stride: Stride,
     /// When weights are to be worked out next.
@@ -56,7 +56,7 @@ impl Reported {
 
 impl Wrr {
     /// A client that begins its circle at this turn.
-    pub fn starting_at(turn: u64) -> Self {
+    pub(super) fn starting_at(turn: u64) -> Self {
         Self { stride: Stride::starting_at(turn), ..Self::default() }
     }
 }

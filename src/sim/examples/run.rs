@@ -18,8 +18,8 @@ fn main() -> ExitCode {
     };
     let text = std::fs::read_to_string(scenario).ok();
     let scenario = text.map_or_else(|| builtin(scenario), |yaml| Scenario::parse(&yaml));
-    let policies: Option<Vec<Policy>> = policies.split(',').map(Policy::parse).collect();
-    let (Ok(scenario), Some(policies), Ok(seeds)) = (&scenario, policies, seeds.parse()) else {
+    let policies: Vec<Policy> = policies.split(',').flat_map(Policy::named).collect();
+    let (Ok(scenario), false, Ok(seeds)) = (&scenario, policies.is_empty(), seeds.parse()) else {
         eprintln!(
             "no such scenario, policy or number: {:?}; policies are {:?}",
             scenario.err(),
