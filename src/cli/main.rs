@@ -20,6 +20,7 @@ mod secure;
 mod serve;
 mod services;
 mod signals;
+mod simulate;
 mod status;
 mod validate;
 mod version;
@@ -32,7 +33,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::exit::{Exit, Failure};
-use crate::output::Format;
+use crate::output::{Asked, Format};
 
 /// Lookaside: a lookaside load balancer for gRPC. Clients ask it where to send, then send there themselves.
 #[derive(Parser)]
@@ -57,7 +58,18 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "DURATION", help_heading = "Global options", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
     /// How data is written to stdout
-    #[arg(short, long, global = true, value_enum, default_value = "table", help_heading = "Global options")]
+    #[arg(
+        id = "output",
+        short = 'o',
+        long = "output",
+        global = true,
+        value_enum,
+        default_value = "table",
+        help_heading = "Global options"
+    )]
+    pub(crate) asked: Asked,
+    /// The same, for commands that write no CSV.
+    #[arg(skip)]
     pub(crate) output: Format,
     #[command(flatten)]
     pub(crate) secure: secure::Args,
@@ -70,6 +82,7 @@ enum Command {
     Serve(serve::Args),
     Dev(dev::Args),
     Bench(bench::Args),
+    Simulate(simulate::Args),
     Status(status::Args),
     Services(services::Args),
     Endpoints(endpoints::Args),
@@ -106,7 +119,13 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> Result<(), Failure> {
+async fn run(mut cli: Cli) -> Result<(), Failure> {
+    cli.global.output = match cli.global.asked {
+        Asked::Table => Format::Table,
+        Asked::Json => Format::Json,
+        Asked::Csv if matches!(&cli.command, Command::Simulate(args) if args.writes_csv()) => Format::Table,
+        Asked::Csv => return Err(Failure::new(Exit::Usage, "only `lookaside simulate run` writes CSV")),
+    };
     let level = match &cli.command {
         Command::Serve(_) => logs::Level::Info,
         // What goes wrong there goes wrong on purpose, and is said in its own words.
@@ -122,6 +141,7 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(args).await,
         Command::Dev(args) => dev::run(&global, args).await,
         Command::Bench(args) => bench::run(&global, args).await,
+        Command::Simulate(args) => simulate::run(&global, args),
         Command::Status(args) => status::run(&global, args).await,
         Command::Services(args) => services::run(&global, args).await,
         Command::Endpoints(args) => endpoints::run(&global, args).await,

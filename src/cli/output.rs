@@ -10,12 +10,22 @@ use serde::Serialize;
 use crate::exit::{Exit, Failure};
 
 /// How data is written to stdout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Format {
+    #[default]
+    Table,
+    Json,
+}
+
+/// How the operator wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Asked {
     /// For people.
     Table,
     /// For programs: one JSON document, or one per line where a command goes on.
     Json,
+    /// For spreadsheets: `simulate run` alone.
+    Csv,
 }
 
 /// Milliseconds since 1970.

@@ -1,0 +1,81 @@
+//! `lookaside simulate`: ways to balance compared under a virtual clock, the service's own table and picker among them. Asks no
+//! balancer. What is played and measured is `lookaside-sim`'s; here it is asked for and shown. Nothing catches signals, so that
+//! Ctrl-C ends it at once.
+
+mod run;
+mod scenarios;
+
+use std::path::Path;
+use std::time::Instant;
+
+use lookaside_sim::scenario::{Error, Scenario, builtin};
+
+use crate::Global;
+use crate::exit::{Exit, Failure};
+
+/// Compare ways to balance under a virtual clock: the same seed gives the same bytes
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  lookaside simulate scenarios
+  lookaside simulate run --scenario headline --policy lookaside,round_robin,bound --seeds 3
+
+Asks no balancer. Progress goes to stderr, and all cores are used; results do not depend on how many there are.")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    Run(run::Args),
+    Scenarios(scenarios::Args),
+}
+
+impl Args {
+    /// Whether what is asked for can be written as CSV.
+    pub(crate) fn writes_csv(&self) -> bool {
+        matches!(self.what, What::Run(_))
+    }
+}
+
+/// Runs one of them.
+pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
+    match args.what {
+        What::Run(args) => run::run(global, args),
+        What::Scenarios(args) => scenarios::run(global, args),
+    }
+}
+
+/// A scenario by the name of a built-in one, or from a file: whatever has a dot or a slash in it is one.
+fn scenario(named: &str) -> Result<Scenario, Failure> {
+    let scenario = if named.contains(['.', '/']) {
+        let text = std::fs::read_to_string(Path::new(named))
+            .map_err(|error| Failure::new(Exit::NotFound, format!("cannot read {named}: {error}")))?;
+        Scenario::parse(&text)
+    } else {
+        builtin(named)
+    };
+    scenario.map_err(|error| match error {
+        Error::Unknown { .. } => Failure::new(Exit::NotFound, error.to_string()).next("lookaside simulate scenarios"),
+        Error::Malformed { .. } | Error::Value { .. } => Failure::new(Exit::Config, format!("{named}: {error}")),
+    })
+}
+
+/// Tells on stderr how far the runs are, where that is a terminal.
+struct Progress {
+    all: usize,
+    begun: Instant,
+}
+
+impl Progress {
+    fn of(all: usize) -> Self {
+        Self { all, begun: Instant::now() }
+    }
+
+    fn tell(&self, done: usize) {
+        if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+            let end = if done == self.all { "\n" } else { "" };
+            eprint!("\r  {done} of {} runs, {:.0} s{end}", self.all, self.begun.elapsed().as_secs_f64());
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! `lookaside simulate run`: policies beside each other in one scenario.
+
+use lookaside_sim::{
+    batch::compare,
+    digest::{Cell, Measure},
+    dispatch::Policy,
+    table::{CSV_HEAD, Row, rows},
+};
+use serde::Serialize;
+
+use super::{Progress, scenario};
+use crate::Global;
+use crate::exit::Failure;
+use crate::output::{self, Asked, Envelope};
+
+/// Compare policies in one scenario
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  lookaside simulate run --scenario headline --policy lookaside,round_robin,bound --seeds 3
+  lookaside simulate run --scenario tenfold --policy lookaside,prequal -o json | jq '.items[] | select(.measure == \"failed_percent\")'
+  lookaside simulate run --scenario mine.yaml --policy all --seeds 10 -o csv > mine.csv
+
+`prequal` stands for an emulation of it with the settings prequal_0, prequal_60 and prequal_84 (the quantile of calls in flight
+below which an endpoint is cold), `all` for every policy. GAP % is the part of the way from round_robin to bound, and needs
+both. Latencies are in mean service times, with half the width of their 95 % interval over the seeds.")]
+pub(crate) struct Args {
+    /// A built-in scenario, or a file (anything with a dot or a slash)
+    #[arg(long, value_name = "FILE|NAME", default_value = "headline")]
+    scenario: String,
+
+    /// Policies to compare
+    #[arg(long, value_name = "POLICY[,POLICY]", value_delimiter = ',', default_value = "lookaside,round_robin,bound", value_parser = policies)]
+    policy: Vec<Several>,
+
+    /// How many runs of each, with the seeds 1 to N
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    seeds: u64,
+}
+
+/// What one word may stand for.
+#[derive(Clone)]
+struct Several(Vec<Policy>);
+
+fn policies(word: &str) -> Result<Several, String> {
+    let policies = Policy::named(word);
+    if policies.is_empty() {
+        return Err(format!("there are {}, prequal and all", Policy::ALL.map(Policy::name).join(", ")));
+    }
+    Ok(Several(policies))
+}
+
+/// How the runs were made.
+#[derive(Serialize)]
+struct Extra {
+    version: &'static str,
+    title: String,
+    seeds: u64,
+}
+
+/// Compares them and prints what came of it.
+pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
+    let scenario = scenario(&args.scenario)?;
+    let mut policies: Vec<Policy> = args.policy.into_iter().flat_map(|several| several.0).collect();
+    policies.sort_unstable();
+    policies.dedup();
+    let progress = Progress::of(policies.len() * args.seeds as usize);
+    let cells = compare(&scenario, &policies, args.seeds, |done| progress.tell(done));
+    match global.asked {
+        Asked::Table => output::text(&table(&cells)),
+        Asked::Json => {
+            let extra = Extra { version: env!("CARGO_PKG_VERSION"), title: scenario.title.clone(), seeds: args.seeds };
+            output::json(&Envelope::with("Simulation", "", extra, rows(&scenario.name, &cells)))
+        }
+        Asked::Csv => {
+            let lines: String = rows(&scenario.name, &cells).iter().map(Row::csv).collect();
+            output::text(format!("{CSV_HEAD}{lines}").trim_end())
+        }
+    }
+}
+
+fn table(cells: &[Cell]) -> String {
+    let header = ["POLICY", "WINDOW", "P50", "P99", "P99.9", "GAP %", "FAILED %", "PROBES/CALL", "FULLEST/MEAN"];
+    let row = |cell: &Cell, window: &str| {
+        let of = |measure, digits: usize| {
+            let estimate = cell.estimate(window, measure);
+            estimate.map_or_else(String::new, |e| format!("{:.digits$} ±{:.digits$}", e.mean, e.half))
+        };
+        [
+            cell.policy.name().to_owned(),
+            window.to_owned(),
+            of(Measure::P50, 2),
+            of(Measure::P99, 2),
+            of(Measure::P999, 2),
+            of(Measure::GapClosedPercent, 1),
+            of(Measure::FailedPercent, 3),
+            of(Measure::ProbesPerCall, 2),
+            of(Measure::UtilizationMaxOverMean, 3),
+        ]
+    };
+    let rows = cells.iter().flat_map(|cell| cell.windows().map(move |window| row(cell, window)));
+    output::table(header, rows.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_stands_for_a_policy_or_for_several() {
+        let of = |word| policies(word).map(|several| several.0);
+        assert_eq!(of("p2c"), Ok(vec![Policy::P2c]));
+        assert_eq!(of("prequal").map(|several| several.len()), Ok(3));
+        assert_eq!(of("all"), Ok(Policy::ALL.to_vec()));
+        let refused = of("p2").unwrap_err();
+        assert!(refused.contains("lookaside") && refused.contains("peak_ewma"), "{refused}");
+    }
+}
