@@ -15,6 +15,7 @@ pub mod digest;
 pub mod dispatch;
 mod endpoint;
 mod engine;
+pub mod gates;
 pub mod measure;
 mod pooled;
 mod queue;
