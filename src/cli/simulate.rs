@@ -2,6 +2,7 @@
 //! balancer. What is played and measured is `lookaside-sim`'s; here it is asked for and shown. Nothing catches signals, so that
 //! Ctrl-C ends it at once.
 
+mod gates;
 mod run;
 mod scenarios;
 
@@ -18,6 +19,7 @@ use crate::exit::{Exit, Failure};
 #[command(after_help = "Examples:
   lookaside simulate scenarios
   lookaside simulate run --scenario headline --policy lookaside,round_robin,bound --seeds 3
+  lookaside simulate gates
 
 Asks no balancer. Progress goes to stderr, and all cores are used; results do not depend on how many there are.")]
 pub(crate) struct Args {
@@ -28,6 +30,7 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum What {
     Run(run::Args),
+    Gates(gates::Args),
     Scenarios(scenarios::Args),
 }
 
@@ -42,6 +45,7 @@ impl Args {
 pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
     match args.what {
         What::Run(args) => run::run(global, args),
+        What::Gates(args) => gates::run(global, args),
         What::Scenarios(args) => scenarios::run(global, args),
     }
 }
@@ -63,19 +67,18 @@ fn scenario(named: &str) -> Result<Scenario, Failure> {
 
 /// Tells on stderr how far the runs are, where that is a terminal.
 struct Progress {
-    all: usize,
     begun: Instant,
 }
 
 impl Progress {
-    fn of(all: usize) -> Self {
-        Self { all, begun: Instant::now() }
+    fn begin() -> Self {
+        Self { begun: Instant::now() }
     }
 
-    fn tell(&self, done: usize) {
+    fn tell(&self, done: usize, all: usize) {
         if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-            let end = if done == self.all { "\n" } else { "" };
-            eprint!("\r  {done} of {} runs, {:.0} s{end}", self.all, self.begun.elapsed().as_secs_f64());
+            let end = if done == all { "\n" } else { "" };
+            eprint!("\r  {done} of {all} runs, {:.0} s{end}", self.begun.elapsed().as_secs_f64());
         }
     }
 }

@@ -63,8 +63,8 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let mut policies: Vec<Policy> = args.policy.into_iter().flat_map(|several| several.0).collect();
     policies.sort_unstable();
     policies.dedup();
-    let progress = Progress::of(policies.len() * args.seeds as usize);
-    let cells = compare(&scenario, &policies, args.seeds, |done| progress.tell(done));
+    let (progress, all) = (Progress::begin(), policies.len() * args.seeds as usize);
+    let cells = compare(&scenario, &policies, args.seeds, |done| progress.tell(done, all));
     match global.asked {
         Asked::Table => output::text(&table(&cells)),
         Asked::Json => {
