@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use lookaside_core::{
     config::{LocalityConfig, ServiceConfig},
-    event::{Backend, CheckOutcome, Event, LoadReport, Outcomes},
-    model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, ServiceName, Timestamp},
+    event::{self, Backend, CheckOutcome, Event, LoadReport, Outcomes},
+    model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, Peer, ServiceName, Timestamp},
     policy::{self, Assignment},
     snapshot::ServiceSnapshot,
     table::Table,
@@ -154,6 +154,7 @@ impl Balancer {
             sequence: report.sequence,
             completions: report.counters.completions,
             errors: report.counters.errors,
+            overloads: 0,
             in_flight_us: report.counters.in_flight_us as u64,
             in_flight: report.rif,
             utilization_permille: Some((report.utilization * 1_000.0) as u32),
@@ -180,7 +181,8 @@ impl Balancer {
 
     pub(crate) fn calls_ended(&mut self, client: u32, endpoint: u32, outcomes: Outcomes, now_us: u64) {
         let address = self.address(endpoint);
-        let client = self.clients[client as usize].clone();
+        let (id, peer) = (self.clients[client as usize].clone(), Peer(u64::from(client)));
+        let client = event::Client { id, peer, locality: Locality::unknown() };
         self.hear(Event::CallsEnded { client, service: self.service.clone(), address, outcomes }, now_us);
     }
 
@@ -277,6 +279,7 @@ impl Asked {
                 endpoint: *numbers.get(&assigned.spec.address)?,
                 incarnation: assigned.spec.incarnation,
                 weight: assigned.weight,
+                capacity_milli: assigned.capacity_milli,
                 priority: assigned.priority,
                 ready: true,
             })

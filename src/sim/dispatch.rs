@@ -145,6 +145,8 @@ pub struct Listed {
     pub incarnation: u64,
     /// Share of calls wanted; 0 means no new calls.
     pub weight: u32,
+    /// Calls it serves at once compared with the others, thousandths; 0 is unknown.
+    pub capacity_milli: u32,
     /// Failover tier, 0 is best.
     pub priority: u32,
     /// Whether this client is connected to it.

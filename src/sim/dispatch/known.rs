@@ -101,7 +101,7 @@ impl<T> Known<T> {
 /// Endpoints that are there, for tests.
 #[cfg(test)]
 pub(super) fn listed(endpoints: impl IntoIterator<Item = u32>) -> Vec<Listed> {
-    let one = |endpoint| Listed { endpoint, incarnation: 1, weight: 100, priority: 0, ready: true };
+    let one = |endpoint| Listed { endpoint, incarnation: 1, weight: 100, capacity_milli: 0, priority: 0, ready: true };
     endpoints.into_iter().map(one).collect()
 }
 

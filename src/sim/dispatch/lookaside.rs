@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use lookaside_core::config::CallConfig;
-use lookaside_sdk::picker::{Class, Fleet, Offer, Peer, Picker, Policy, RetryBudget, Rng, Suspicion};
+use lookaside_sdk::picker::{Class, Fleet, Offer, Peer, Pick, Picker, Policy, RetryBudget, Rng, Suspicion};
 
-use super::{Choice, Dispatcher, End, Listed};
+use super::{Answer, Choice, Dispatcher, End, Listed};
 use crate::world::World;
 
 /// One client with the SDK.
@@ -35,6 +35,7 @@ struct Held {
 impl Lookaside {
     pub(super) fn new(seed: u64) -> Self {
         let fleet = Arc::new(Fleet::new(seed));
+        fleet.set_asks(true);
         Self {
             picker: Picker::new(Policy::LeastLoad, fleet.clone(), []),
             fleet,
@@ -44,6 +45,14 @@ impl Lookaside {
             retries: RetryBudget::new(CallConfig::default().retry_budget_percent),
             may_repeat: true,
             tried: Vec::new(),
+        }
+    }
+
+    fn note_tried(&mut self, tried: &[u32], now_us: u64) {
+        self.tried.clear();
+        for endpoint in tried {
+            let id = self.peer(*endpoint, now_us).map(|peer| peer.id());
+            self.tried.extend(id);
         }
     }
 
@@ -77,6 +86,7 @@ impl Dispatcher for Lookaside {
         let offers = list.iter().zip(&held).map(|(listed, held)| Offer {
             peer: held.peer.clone(),
             weight: listed.weight,
+            capacity_milli: listed.capacity_milli,
             priority: listed.priority,
             ready: listed.ready,
             item: listed.endpoint,
@@ -93,13 +103,33 @@ impl Dispatcher for Lookaside {
     }
 
     fn choose(&mut self, _: &World, now_us: u64, rng: &mut Rng, tried: &[u32]) -> Choice {
-        self.tried.clear();
-        for endpoint in tried {
-            let id = self.peer(*endpoint, now_us).map(|peer| peer.id());
-            self.tried.extend(id);
+        self.note_tried(tried, now_us);
+        match self.picker.pick_or_ask(None, now_us, rng, &self.tried) {
+            Some(Pick::Sure(candidate)) => Choice::Send(candidate.item),
+            Some(Pick::Ask([first, second])) => Choice::Ask([first.item, second.item]),
+            None => Choice::Nobody,
         }
-        let chosen = self.picker.pick_for(None, now_us, rng, &self.tried);
-        chosen.map_or(Choice::Nobody, |candidate| Choice::Send(candidate.item))
+    }
+
+    fn settle(&mut self, asked: [(u32, Option<Answer>); 2], now_us: u64, rng: &mut Rng, tried: &[u32]) -> Option<u32> {
+        self.note_tried(tried, now_us);
+        let peers = asked.map(|(endpoint, answer)| (self.peer(endpoint, now_us), answer.map(|answer| answer.rif)));
+        let [(Some(first), said_first), (Some(second), said_second)] = peers else {
+            // One of them has left the list meanwhile.
+            return self.picker.pick_for(None, now_us, rng, &self.tried).map(|candidate| candidate.item);
+        };
+        let asked = [(&*first, said_first), (&*second, said_second)];
+        self.picker.settle(asked, now_us, rng, &self.tried).map(|candidate| candidate.item)
+    }
+
+    fn probes(&mut self, _: u64, rng: &mut Rng, out: &mut Vec<u32>) {
+        out.extend(self.picker.wander(rng).map(|candidate| candidate.item));
+    }
+
+    fn probe_answered(&mut self, endpoint: u32, answer: Answer, now_us: u64) {
+        if let Some(peer) = self.peer(endpoint, now_us) {
+            self.picker.heard(&peer, answer.rif, now_us);
+        }
     }
 
     fn sent(&mut self, endpoint: u32, now_us: u64) {
@@ -121,7 +151,7 @@ impl Dispatcher for Lookaside {
             }
             Class::Cancelled | Class::Overload | Class::Endpoint | Class::Deadline => self.retries.failed(end.now_us),
         };
-        let suspicion = self.picker.ended(&peer, end.class, Some(end.sent_us), answered, end.now_us);
+        let suspicion = self.picker.ended(&peer, end.class, Some(end.sent_us), answered, end.rif, end.now_us);
         match suspicion {
             Some(Suspicion::FailuresInARow | Suspicion::Silence) => true,
             None => false,

@@ -11,6 +11,13 @@ fn main() {
     for held in measure(&gates, seeds, |done, all| eprint!("\r{done} of {all} ")).iter().flatten() {
         let (gate, value) = (held.gate, held.value);
         let verdict = if held.holds { "holds" } else { "FALLS SHORT" };
-        println!("{:<40} {:>9.3} ±{:<8.3} {} {:<6} {verdict}", gate.name, value.mean, value.half, gate.bar.sign(), gate.bar.at());
+        println!(
+            "{:<40} {:>9.3} ±{:<8.3} {} {:<6} {verdict}",
+            gate.name,
+            value.mean,
+            value.half,
+            gate.bar.sign(),
+            gate.bar.at()
+        );
     }
 }
