@@ -30,6 +30,7 @@ mod builder;
 mod counters;
 mod cpu;
 mod drain;
+mod fullness;
 mod layer;
 mod leave;
 mod link;
@@ -41,7 +42,7 @@ mod shared;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lookaside_proto::v1::backend_server::BackendServer;
 use lookaside_proto::xds::service::orca::v3::open_rca_service_server::OpenRcaServiceServer;
@@ -51,6 +52,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
 pub use builder::{Builder, Error};
+use fullness::Fullness;
 pub use layer::{ReportBody, ReportFuture, ReportLayer, ReportService};
 pub use leave::asked_to_leave;
 pub use orca::OrcaService;
@@ -120,6 +122,14 @@ impl Reporter {
         if share.is_finite() && share >= 0.0 {
             self.shared.counters.set_application_utilization(share);
         }
+    }
+
+    /// Has the reporter work out how full the application is: `full_for` says for how long it has been full in sum so far, the
+    /// time of its taken slots over the number of slots, say. What that grew by since the report before, over the time that
+    /// passed, is the mean that the next report tells; it takes the place of
+    /// [`set_application_utilization`](Self::set_application_utilization). It must answer at once, and must not hold a reporter.
+    pub fn measure_application_utilization(&self, full_for: impl Fn() -> Duration + Send + Sync + 'static) {
+        self.shared.counters.measure_by(Fullness::new(full_for, Instant::now()));
     }
 
     /// The share in use of a resource the application names, 0 to 1. False, and nothing changed, when the share is not

@@ -60,7 +60,7 @@ pub struct Config {
     pub queue: u32,
     /// Multiplies every service time: 3.0 is a machine three times slower.
     pub slow_factor: f64,
-    /// Share of calls that fail at once with INTERNAL, 0 to 1, without using capacity: a backend that fails fast.
+    /// Share of calls that fail in a millisecond with INTERNAL, 0 to 1, without using capacity: a backend that fails fast.
     pub fail_rate: f64,
     /// How long calls and streams in flight may last after a drain before their connections are cut.
     pub grace: Duration,
@@ -165,7 +165,7 @@ impl Backend {
             .measure_cpu(false)
             .start()
             .await?;
-        let echo = EchoService::new(&config, instance, reporter.clone());
+        let echo = EchoService::new(&config, instance, &reporter);
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let serving = Server::builder()
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
@@ -221,8 +221,8 @@ impl Backend {
         self.echo.calls()
     }
 
-    /// Fails every call with UNAVAILABLE from now on, at once and without using capacity, or serves again. Health checks
-    /// are told nothing of it.
+    /// Fails every call with UNAVAILABLE from now on, in a millisecond and without using capacity, or serves again. Health
+    /// checks are told nothing of it.
     pub fn set_unavailable(&self, unavailable: bool) {
         self.echo.set_unavailable(unavailable);
     }

@@ -7,6 +7,7 @@ use std::sync::{
 };
 use std::time::{Duration, Instant};
 
+use super::fullness::Fullness;
 use super::rates::Rates;
 use crate::outcome::Class;
 
@@ -59,6 +60,8 @@ pub(crate) struct Counters {
     sums: Mutex<Sums>,
     // Shares as f64 bits; zero bits are 0.0, "not measured".
     application_utilization: AtomicU64,
+    // Of an application that lets us work its share out.
+    fullness: Mutex<Option<Fullness>>,
     cpu_utilization: AtomicU64,
     cpu_us: AtomicU64,
 }
@@ -79,6 +82,7 @@ impl Counters {
             started: Instant::now(),
             sums: Mutex::default(),
             application_utilization: AtomicU64::new(0),
+            fullness: Mutex::default(),
             cpu_utilization: AtomicU64::new(0),
             cpu_us: AtomicU64::new(0),
         }
@@ -124,6 +128,18 @@ impl Counters {
 
     pub(crate) fn set_application_utilization(&self, share: f64) {
         self.application_utilization.store(share.min(SHARE_MAX).to_bits(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn measure_by(&self, fullness: Fullness) {
+        *self.fullness.lock().unwrap_or_else(PoisonError::into_inner) = Some(fullness);
+    }
+
+    /// Brings the application's share up to date, where that is measured: before each report, and each one that is pulled.
+    pub(crate) fn measure(&self) {
+        let mut fullness = self.fullness.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = fullness.as_mut().and_then(|fullness| fullness.sample(Instant::now())) {
+            self.set_application_utilization(share);
+        }
     }
 
     pub(crate) fn cpu_utilization(&self) -> f64 {

@@ -174,6 +174,7 @@ impl OpenRcaService for OrcaService {
         let timer = tokio::time::interval(interval);
         let reports = stream::unfold((timer, self.clone()), |(mut timer, service)| async move {
             timer.tick().await;
+            service.counters.measure();
             let load = service.counters.momentary(0);
             let report = report(&load, &service.named);
             Some((Ok(report), (timer, service)))

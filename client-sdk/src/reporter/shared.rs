@@ -147,6 +147,7 @@ impl Shared {
             let (used_us, share) = cpu.lock().unwrap_or_else(PoisonError::into_inner).sample(Instant::now());
             self.counters.set_cpu(used_us, share);
         }
+        self.counters.measure();
         let totals = self.counters.totals();
         let mut overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         LoadReport {

@@ -1,7 +1,7 @@
 //! Virtual capacity: slots that calls hold for as long as work would take, and a bounded queue before them.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -18,6 +18,7 @@ pub(crate) struct Full;
 pub(crate) struct Capacity {
     slots: Semaphore,
     slots_max: u32,
+    busy: Mutex<Busy>,
     queue_max: u32,
     waiting: AtomicU32,
     mean: Duration,
@@ -26,6 +27,37 @@ pub(crate) struct Capacity {
     // Timers fire late, by a millisecond as a rule. What one call slept too long the next one sleeps less, so that the
     // mean holds.
     overslept_us: AtomicU64,
+}
+
+// Time that slots were taken, in sum.
+#[derive(Debug)]
+struct Busy {
+    slots: u32,
+    sum: Duration,
+    advanced_to: Instant,
+}
+
+impl Busy {
+    fn advance(&mut self, now: Instant) {
+        self.sum += now.saturating_duration_since(self.advanced_to) * self.slots;
+        self.advanced_to = self.advanced_to.max(now);
+    }
+}
+
+// A slot counts as taken until dropped, be it that the work is done or that the call was cancelled.
+struct Taken<'a>(&'a Capacity);
+
+impl<'a> Taken<'a> {
+    fn new(capacity: &'a Capacity) -> Self {
+        capacity.busy().slots += 1;
+        Self(capacity)
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.0.busy().slots -= 1;
+    }
 }
 
 // Counts as waiting until dropped, be it for a slot or because the call was cancelled.
@@ -42,6 +74,7 @@ impl Capacity {
         Self {
             slots: Semaphore::new(slots_max as usize),
             slots_max,
+            busy: Mutex::new(Busy { slots: 0, sum: Duration::ZERO, advanced_to: Instant::now() }),
             queue_max,
             waiting: AtomicU32::new(0),
             mean,
@@ -51,11 +84,17 @@ impl Capacity {
         }
     }
 
-    /// Calls that hold a slot or wait for one, per slot: 1.0 is full, above it calls wait.
-    pub(crate) fn utilization(&self) -> f64 {
-        let free = u32::try_from(self.slots.available_permits()).unwrap_or(u32::MAX);
-        let busy = self.slots_max.saturating_sub(free) + self.waiting.load(Ordering::Relaxed);
-        f64::from(busy) / f64::from(self.slots_max)
+    // Brought up to date.
+    fn busy(&self) -> MutexGuard<'_, Busy> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.advance(Instant::now());
+        busy
+    }
+
+    /// For how long all slots would have been taken, had they been taken one after the other to the last: its growth over a
+    /// time is the mean share of them in use.
+    pub(crate) fn full_for(&self) -> Duration {
+        self.busy().sum / self.slots_max
     }
 
     /// Waits for a slot, says so by `begun`, and holds the slot for one service time.
@@ -74,10 +113,12 @@ impl Capacity {
                 slot
             }
         };
+        let taken = Taken::new(self);
         begun();
         let wanted =
             self.distribution.sample(self.mean, &mut *self.random.lock().unwrap_or_else(PoisonError::into_inner));
         self.sleep(wanted).await;
+        drop(taken);
         drop(slot);
         Ok(())
     }
@@ -106,7 +147,16 @@ mod tests {
         let calls = (0..7).map(|_| capacity.work(|| {}));
         let outcomes = futures_util::future::join_all(calls).await;
         assert_eq!(outcomes.iter().filter(|outcome| outcome.is_err()).count(), 2);
-        assert_eq!(capacity.utilization(), 0.0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slots_in_use_are_summed_over_time_and_a_cancelled_call_gives_its_slot_back() {
+        let capacity = Capacity::new(Duration::from_millis(10), Distribution::Fixed, 4, 10, 1);
+        futures_util::future::join_all((0..6).map(|_| capacity.work(|| {}))).await;
+        assert_eq!(capacity.full_for(), Duration::from_millis(60) / 4);
+        assert!(tokio::time::timeout(Duration::from_millis(4), capacity.work(|| {})).await.is_err());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(capacity.full_for(), Duration::from_millis(64) / 4);
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,14 +20,16 @@ use super::executions::Executions;
 /// Largest message of a stream, bytes; a wish for more is INVALID_ARGUMENT, since clients would refuse it.
 const MESSAGE_BYTES_MAX: u32 = 1 << 20;
 
+/// How long a unary call takes that fails without having worked.
+const FAILS_AFTER: Duration = Duration::from_millis(1);
+
 /// Longest delay of an answer; longer wishes are shortened.
 const ANSWER_DELAY_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
 struct State {
     instance: String,
-    reporter: Reporter,
-    capacity: Capacity,
+    capacity: Arc<Capacity>,
     fail_rate: f64,
     random: Mutex<StdRng>,
     executions: Executions,
@@ -57,12 +59,15 @@ impl Drop for OpenStream {
 }
 
 impl EchoService {
-    pub(crate) fn new(config: &Config, instance: String, reporter: Reporter) -> Self {
+    pub(crate) fn new(config: &Config, instance: String, reporter: &Reporter) -> Self {
         let mean = config.mean.mul_f64(config.slow_factor);
+        let capacity = Capacity::new(mean, config.distribution, config.slots, config.queue, config.seed);
+        let capacity = Arc::new(capacity);
+        let slots = Arc::clone(&capacity);
+        reporter.measure_application_utilization(move || slots.full_for());
         Self(Arc::new(State {
             instance,
-            reporter,
-            capacity: Capacity::new(mean, config.distribution, config.slots, config.queue, config.seed),
+            capacity,
             fail_rate: config.fail_rate,
             random: Mutex::new(StdRng::seed_from_u64(!config.seed)),
             executions: Executions::default(),
@@ -102,6 +107,15 @@ impl State {
         if fails { Err(Status::internal(format!("{} fails as it was told to", self.instance))) } else { Ok(()) }
     }
 
+    // A real one finds out first, that its database is gone say.
+    async fn fails_fast(&self) -> Result<(), Status> {
+        let fails = self.fails();
+        if fails.is_err() {
+            tokio::time::sleep(FAILS_AFTER).await;
+        }
+        fails
+    }
+
     fn answer(&self, payload: Vec<u8>, index: u64) -> EchoResponse {
         EchoResponse { payload, instance: self.instance.clone(), index }
     }
@@ -118,13 +132,12 @@ impl Echo for EchoService {
         let request = request.into_inner();
         let state = &self.0;
         state.calls.fetch_add(1, Ordering::Relaxed);
-        state.fails()?;
+        state.fails_fast().await?;
         let begun = || {
             state.executed.fetch_add(1, Ordering::Relaxed);
             state.executions.count(&request.request_id);
         };
         let worked = state.capacity.work(begun).await;
-        state.reporter.set_application_utilization(state.capacity.utilization());
         worked.map_err(|Full| Status::resource_exhausted(format!("the queue of {} is full", state.instance)))?;
         if request.answer_delay_ms > 0 {
             tokio::time::sleep(Duration::from_millis(request.answer_delay_ms).min(ANSWER_DELAY_MAX)).await;
