@@ -3,21 +3,31 @@
 
 mod child;
 mod fanout;
+mod grid;
 mod part;
+mod peer;
+mod quality;
 mod sdk;
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use futures_util::future::LocalBoxFuture;
+use lookaside_load::bench::figures::median;
 use serde::Serialize;
 
-use crate::Global;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Envelope, Format};
+use crate::signals::Stop;
+use crate::{Global, duration};
 
-/// Measure what Lookaside costs on this machine, with whole processes on loopback
+/// Measure what Lookaside costs and how well it balances, with whole processes on loopback
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   lookaside bench sdk
   lookaside bench fanout -o json
   lookaside bench fanout --streams 20000 --check
+  lookaside bench quality --repeats 1 --for 10s
 
 Progress goes to stderr. Quiet the machine first: what else runs on it is in every figure but the ratios.")]
 pub(crate) struct Args {
@@ -29,17 +39,33 @@ pub(crate) struct Args {
 enum What {
     Sdk(sdk::Args),
     Fanout(fanout::Args),
+    Quality(quality::Args),
     #[command(hide = true)]
     Part(part::Args),
 }
 
-/// Runs one of them.
+/// Runs one of them. Told to stop, it ends what it has started.
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
-    match args.what {
-        What::Sdk(args) => sdk::run(global, args).await,
-        What::Fanout(args) => fanout::run(global, args).await,
-        What::Part(args) => part::run(args).await,
+    let measuring: LocalBoxFuture<'_, _> = match args.what {
+        What::Sdk(args) => Box::pin(sdk::run(global, args)),
+        What::Fanout(args) => Box::pin(fanout::run(global, args)),
+        What::Quality(args) => Box::pin(quality::run(global, args)),
+        What::Part(args) => return part::run(args).await,
+    };
+    let mut stop = Stop::catch()?;
+    tokio::select! {
+        done = measuring => done,
+        () = stop.requested() => Err(Failure::new(Exit::Failed, "told to stop: nothing was measured to its end")),
     }
+}
+
+/// A duration within a range.
+fn duration_of(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
+    let found = duration::parse(text)?;
+    if range.contains(&found) {
+        return Ok(found);
+    }
+    Err(format!("from {} s to {} s is expected", range.start().as_secs(), range.end().as_secs()))
 }
 
 /// One figure.
@@ -90,6 +116,13 @@ struct Extra<S: Serialize> {
     settings: S,
 }
 
+impl<S: Serialize> Extra<S> {
+    fn of(settings: S) -> Self {
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        Self { version: env!("CARGO_PKG_VERSION"), cores, settings }
+    }
+}
+
 /// Writes what came of a run; with `check` a bar that was missed is a failure.
 fn tell<S: Serialize>(
     global: &Global,
@@ -105,11 +138,7 @@ fn tell<S: Serialize>(
             let rows = figures.iter().map(Figure::row).collect();
             output::text(&output::table(["OF", "FIGURE", "VALUE", "BAR"], rows))?;
         }
-        Format::Json => {
-            let cores = std::thread::available_parallelism().map_or(0, usize::from);
-            let extra = Extra { version: env!("CARGO_PKG_VERSION"), cores, settings };
-            output::json(&Envelope::with(kind, "", extra, figures))?;
-        }
+        Format::Json => output::json(&Envelope::with(kind, "", Extra::of(settings), figures))?,
     }
     match missed.as_slice() {
         missed if check && !missed.is_empty() => {
@@ -119,27 +148,9 @@ fn tell<S: Serialize>(
     }
 }
 
-/// The middle one of some values; 0 of none.
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        count if count % 2 == 1 => values[count / 2],
-        count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(median([]), 0.0);
-        assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 9.0]), 3.0);
-    }
 
     #[test]
     fn a_figure_says_when_it_is_above_its_bar() {

@@ -114,7 +114,7 @@ fn tell_manager(state: NotifyState<'_>) {
 
 /// Every connection is a file descriptor, and few shells give a process as many as it may have. What cannot be raised stays
 /// as it is: beyond it connections are turned away, and counted.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
     {

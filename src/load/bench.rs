@@ -1,12 +1,17 @@
 //! What `lookaside bench` runs in processes of their own: a server that answers at once, clients that call it through the SDK
-//! and through bare channels, subscribers of pick streams, and a bare server of streams to compare with. Each measures itself;
-//! what came of it all is for the command to put together.
+//! and through bare channels, subscribers of pick streams, and a bare server of streams to compare with; for how well calls are
+//! balanced, backends with virtual capacity and many clients that each choose for themselves. Each measures itself; what came of
+//! it all is for the command to put together.
 
 pub mod calls;
+pub mod clients;
 pub mod echo;
+pub mod figures;
+pub mod fleet;
 pub mod floor;
 pub mod subscribers;
 mod usage;
+pub mod window;
 
 pub use usage::{Usage, unix_us};
 
@@ -27,6 +32,9 @@ pub enum Error {
     /// The SDK's channel cannot be made.
     #[error(transparent)]
     Channel(#[from] lookaside_sdk::Error),
+    /// A backend cannot be made.
+    #[error(transparent)]
+    Backend(#[from] crate::backend::Error),
     /// A connection broke, or a stream was refused.
     #[error("{what}: {error}")]
     Http2 {

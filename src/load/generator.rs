@@ -21,9 +21,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
-use schedule::Schedule;
+pub(crate) use schedule::Schedule;
 pub use summary::{EndpointSummary, Summary};
 use tally::Tally;
+pub(crate) use tally::code_name;
 pub use tally::{EndpointProgress, Progress};
 
 /// A call that outlives its own deadline by this much is given up here, so that a run always ends.

@@ -1,17 +1,24 @@
 //! `lookaside bench part`: what the benchmarks start. One line of JSON when it is ready, then one for each line that comes in;
 //! the end of stdin is the end. Not for people.
 
+use std::process::Stdio;
+
 use lookaside_load::bench::calls::{Caller, Round};
+use lookaside_load::bench::fleet::{self, Fleet};
 use lookaside_load::bench::floor::Floor;
 use lookaside_load::bench::subscribers::{Change, Config, Subscribers};
-use lookaside_load::bench::{Error, echo};
+use lookaside_load::bench::window::{Callers, Window};
+use lookaside_load::bench::{Error, clients, echo};
 use prost::Message as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
+use tokio::process::Command;
 
 use crate::exit::{Exit, Failure, chain};
 use crate::output;
+use crate::serve::raise_file_limit;
+use crate::signals::Stop;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -48,6 +55,15 @@ enum Part {
     },
     /// A bare server of streams; the first line that comes in is the list, as hex
     Floor,
+    /// Backends with virtual capacity; the first line that comes in says what to start, each one after it how many are to fail
+    Fleet,
+    /// Many clients; the first line that comes in says which, each one after it what to send
+    Clients,
+    /// Another program, which ends when nobody is left to say something here
+    Guard {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        program: Vec<String>,
+    },
 }
 
 /// When servers are ready.
@@ -95,6 +111,41 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             output::json(&Ready { addresses: vec![floor.address.clone()] })?;
             while next::<()>(&mut lines).await?.is_some() {
                 output::json(&floor.push())?;
+            }
+        }
+        Part::Fleet => {
+            raise_file_limit();
+            output::json(&())?;
+            let Some(plan) = next::<fleet::Plan>(&mut lines).await? else { return Ok(()) };
+            let fleet = Fleet::start(plan).await.map_err(failure)?;
+            output::json(&Ready { addresses: fleet.addresses() })?;
+            while let Some(count) = next::<u32>(&mut lines).await? {
+                output::json(&fleet.fail(count))?;
+            }
+        }
+        Part::Clients => {
+            raise_file_limit();
+            output::json(&())?;
+            let Some(plan) = next::<clients::Plan>(&mut lines).await? else { return Ok(()) };
+            let callers = Callers::connect(&plan).await.map_err(failure)?;
+            output::json(&())?;
+            while let Some(window) = next::<Window>(&mut lines).await? {
+                tokio::select! {
+                    told = callers.run(window) => output::json(&told)?,
+                    // Nobody asks twice: whoever asked has gone, and a window may last for minutes.
+                    _ = lines.next_line() => return Ok(()),
+                }
+            }
+        }
+        Part::Guard { program } => {
+            let Some((name, args)) = program.split_first() else { return Ok(()) };
+            let mut stop = Stop::catch()?;
+            let started = Command::new(name).args(args).stdin(Stdio::null()).kill_on_drop(true).spawn();
+            let mut guarded = started.map_err(|error| Failure::new(Exit::Failed, format!("{name}: {error}")))?;
+            tokio::select! {
+                _ = guarded.wait() => return Err(Failure::new(Exit::Failed, format!("{name} ended"))),
+                _ = lines.next_line() => {}
+                () = stop.requested() => {}
             }
         }
     }

@@ -54,6 +54,35 @@ fn rss_kib(folder: &str) -> u64 {
     row.and_then(|row| row.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
+/// What all processors of the machine have done since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Machine {
+    busy_ticks: u64,
+    all_ticks: u64,
+}
+
+impl Machine {
+    pub(crate) fn now() -> Self {
+        Self::read(&fs::read_to_string("/proc/stat").unwrap_or_default())
+    }
+
+    // The first line: user, nice, system, idle, waiting for disks, interrupts of two kinds, and what a host took away.
+    fn read(stat: &str) -> Self {
+        let line = stat.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
+        let ticks: Vec<u64> = line.split_whitespace().take(8).filter_map(|text| text.parse().ok()).collect();
+        let all_ticks = ticks.iter().sum();
+        let idle: u64 = ticks.iter().skip(3).take(2).sum();
+        Self { busy_ticks: all_ticks - idle, all_ticks }
+    }
+
+    /// How busy they were since then, all together, percent.
+    pub(crate) fn percent_since(&self, before: &Self) -> f64 {
+        let all = self.all_ticks.saturating_sub(before.all_ticks);
+        let busy = self.busy_ticks.saturating_sub(before.busy_ticks);
+        if all == 0 { 0.0 } else { busy as f64 * 100.0 / all as f64 }
+    }
+}
+
 /// Wall clock, microseconds since 1970: one clock for all processes of a machine.
 pub fn unix_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -63,6 +92,14 @@ pub fn unix_us() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waiting_for_a_disk_is_idle_and_what_the_host_took_is_not() {
+        let before = Machine::read("cpu  10 0 10 100 0 0 0 0 0 0\ncpu0 10 0 10 100 0 0 0 0 0 0\n");
+        let after = Machine::read("cpu  20 1 15 150 30 1 1 2 9 0\n");
+        assert_eq!(after.percent_since(&before), 20.0);
+        assert_eq!(Machine::read("").percent_since(&Machine::default()), 0.0);
+    }
 
     #[test]
     fn work_is_counted() {

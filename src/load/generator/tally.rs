@@ -131,7 +131,7 @@ impl Tally {
 
     fn failure(&mut self, code: Code) {
         self.failed += 1;
-        *self.failures_by_code.entry(name(code)).or_default() += 1;
+        *self.failures_by_code.entry(code_name(code)).or_default() += 1;
     }
 
     /// Why a call failed, for as long as there is room.
@@ -140,7 +140,7 @@ impl Tally {
             return;
         }
         let words: String = status.message().chars().take(FAILURE_CHARS_MAX).collect();
-        let words = format!("{}: {words}", name(status.code()));
+        let words = format!("{}: {words}", code_name(status.code()));
         // The same words again say nothing new.
         if !self.first_failures.iter().any(|failure| failure.ends_with(&words)) {
             self.first_failures.push(format!("after {:.3} s, {words}", now.as_secs_f64()));
@@ -246,8 +246,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-// As the standard writes them.
-fn name(code: Code) -> &'static str {
+/// As the standard writes them.
+pub(crate) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",
