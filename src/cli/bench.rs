@@ -7,7 +7,10 @@ mod grid;
 mod part;
 mod peer;
 mod quality;
+mod ramp;
 mod sdk;
+mod sinkhole;
+mod sparse;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -40,6 +43,9 @@ enum What {
     Sdk(sdk::Args),
     Fanout(fanout::Args),
     Quality(quality::Args),
+    Sinkhole(sinkhole::Args),
+    Sparse(sparse::Args),
+    Ramp(ramp::Args),
     #[command(hide = true)]
     Part(part::Args),
 }
@@ -50,6 +56,9 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         What::Sdk(args) => Box::pin(sdk::run(global, args)),
         What::Fanout(args) => Box::pin(fanout::run(global, args)),
         What::Quality(args) => Box::pin(quality::run(global, args)),
+        What::Sinkhole(args) => Box::pin(sinkhole::run(global, args)),
+        What::Sparse(args) => Box::pin(sparse::run(global, args)),
+        What::Ramp(args) => Box::pin(ramp::run(global, args)),
         What::Part(args) => return part::run(args).await,
     };
     let mut stop = Stop::catch()?;

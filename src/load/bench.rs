@@ -3,6 +3,7 @@
 //! balanced, backends with virtual capacity and many clients that each choose for themselves. Each measures itself; what came of
 //! it all is for the command to put together.
 
+pub mod avoidance;
 pub mod calls;
 pub mod clients;
 pub mod echo;

@@ -12,7 +12,8 @@ use lookaside_proto::v1::{
 };
 use lookaside_sdk::Channel;
 use lookaside_tests::{
-    Backends, Balancer, SERVICE, Signal, TemporaryFile, address_of, alone, cli, hold_for, nowhere, wait_for,
+    Backends, Balancer, PROCESS_MAX, Process, SERVICE, Signal, TemporaryFile, address_of, alone, cli, hold_for,
+    nowhere, wait_for,
 };
 use serde_json::Value;
 
@@ -246,4 +247,56 @@ async fn benchmarks_measure_whole_processes_and_lose_nothing() {
         assert!(figure(&told, size, "lists") >= 240.0, "one for each stream and change: {told:#}");
         assert!(figure(&told, size, "propagation_p50_us") > 0.0 && figure(&told, size, "floor_cpu_us_per_push") > 0.0);
     }
+}
+
+#[tokio::test]
+async fn ways_to_balance_are_measured_side_by_side_and_make_the_same_calls() {
+    let windows = ["--repeats", "1", "--for", "1s", "--warm-up", "1s", "--cpu-max", "100", "-o", "json"];
+    let quality = ["bench", "quality", "--loads", "0.1", "--policies", "lookaside,p2c"];
+    let told = cli(&[&quality[..], &windows].concat()).await.json();
+    let rows = told["items"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{told:#}");
+    for row in rows {
+        assert_eq!((&row["windows"], &row["failed"], &row["calls"]), (&1.into(), &0.into(), &rows[0]["calls"]));
+        assert!(row["calls"].as_u64().unwrap() > 50 && row["p99Ms"]["median"].as_f64().unwrap() > 0.0, "{told:#}");
+    }
+    let sinkhole = ["bench", "sinkhole", "--load", "0.1", "--policies", "p2c"];
+    let told = cli(&[&sinkhole[..], &windows].concat()).await.json();
+    let (calls, failed) = (&told["items"][0]["calls"], &told["items"][0]["failed"]);
+    assert!((1..calls.as_u64().unwrap()).contains(&failed.as_u64().unwrap()), "two of twenty fail: {told:#}");
+}
+
+#[tokio::test]
+async fn a_benchmark_leaves_no_process_behind_however_it_ends() {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mut bench = Process::start(&["bench", "quality", "--for", "10m", "--loads", "0.01"]);
+        // Guard and balancer, backends, clients.
+        let started = wait_for("all processes of a benchmark", PROCESS_MAX, async || {
+            Some(descendants(bench.id())).filter(|all| all.len() == 4)
+        });
+        let started = started.await;
+        bench.signal(signal);
+        bench.ended(PROCESS_MAX).await;
+        wait_for(&format!("the end of all of them after {signal}"), PROCESS_MAX, async || {
+            started.iter().all(|id| parent(*id).is_none()).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Who started a process; none when there is no such process, or nothing of it but its id.
+fn parent(process: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    fields.next().filter(|state| *state != "Z")?;
+    fields.next()?.parse().ok()
+}
+
+/// Processes that this one has started, and those that they have.
+fn descendants(process: u32) -> Vec<u32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let children: Vec<u32> = ids.filter(|id| parent(*id) == Some(process)).collect();
+    children.iter().flat_map(|child| descendants(*child).into_iter().chain([*child])).collect()
 }

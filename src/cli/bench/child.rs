@@ -96,25 +96,26 @@ impl Child {
 
     /// `serve` with a configuration, whose own use of the machine can be read.
     pub(super) async fn balancer(config: &str) -> Result<(Self, Listeners), Failure> {
-        let (folder, args) = Self::serve(config)?;
+        let (folder, args) = Self::serve(config, "warn")?;
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         Self::hear_of("the balancer", start("the balancer", &args, true)?, Some(folder)).await
     }
 
     /// The same, guarded: for what takes long enough to be broken off.
     pub(super) async fn guarded_balancer(config: &str) -> Result<(Self, Listeners), Failure> {
-        let (folder, args) = Self::serve(config)?;
+        // Backends may end before it does: no news.
+        let (folder, args) = Self::serve(config, "error")?;
         let program = std::env::current_exe()?.to_string_lossy().into_owned();
         let args: Vec<&str> = std::iter::once(&program).chain(&args).map(String::as_str).collect();
         Self::hear_of("the balancer", guarded("the balancer", &args)?, Some(folder)).await
     }
 
-    fn serve(config: &str) -> Result<(Folder, Vec<String>), Failure> {
+    fn serve(config: &str, log: &str) -> Result<(Folder, Vec<String>), Failure> {
         let folder = Folder::new("balancer")?;
         let path = folder.write("lookaside.yaml", config)?;
         let (path, any) = (path.to_string_lossy(), "127.0.0.1:0");
         let args = ["serve", "--config", &path, "--listen-client", any, "--listen-admin", any, "--listen-metrics", any];
-        let args = [&args[..], &["--log", "warn"]].concat();
+        let args = [&args[..], &["--log", log]].concat();
         Ok((folder, args.into_iter().map(str::to_owned).collect()))
     }
 

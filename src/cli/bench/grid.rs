@@ -95,7 +95,7 @@ pub(super) struct Grid {
 /// A balancer and what it balances.
 pub(super) struct Stage {
     _balancer: Child,
-    _fleet: Child,
+    pub(super) fleet: Child,
     at: Listeners,
     pub(super) addresses: Vec<String>,
 }
@@ -106,7 +106,7 @@ impl Stage {
         let (mut fleet, ()) = Child::start("the backends", &["bench", "part", "fleet"]).await?;
         let plan = fleet::Plan { shape: shape.clone(), service: SERVICE.to_owned(), balancer: at.client.clone(), seed };
         let Ready { addresses } = fleet.ask(&plan).await?;
-        Ok(Self { _balancer: balancer, _fleet: fleet, at, addresses })
+        Ok(Self { _balancer: balancer, fleet, at, addresses })
     }
 
     /// Clients, all of them connected.
@@ -131,11 +131,11 @@ impl Grid {
         let (capacity, length) = (self.shape.capacity_per_s(), self.windows.length + self.windows.warm_up);
         let windows = u32::from(self.windows.repeats) * (self.loads.len() * self.policies.len()) as u32;
         eprintln!(
-            "{} endpoints with {} slots each, {capacity:.0} calls/s in all; {} clients; {windows} windows, some {} min",
+            "{} endpoints with {} slots each, {capacity:.0} calls/s in all; {} clients; {}",
             self.shape.endpoints,
             self.shape.slots,
             self.clients,
-            ((length + AROUND_WINDOW) * windows).as_secs() / 60 + 1
+            time_of(windows, length)
         );
         let mut told: Vec<Vec<Told>> = vec![Vec::new(); self.loads.len() * self.policies.len()];
         for repeat in 0..self.windows.repeats {
@@ -153,12 +153,8 @@ impl Grid {
                     };
                     let mut clients = stage.clients(*policy, self.clients, endpoints).await?;
                     let one: Told = clients.ask_for(&window, length).await?;
-                    eprintln!(
-                        "{}/{} load {load:.2} {policy:<11} {}",
-                        repeat + 1,
-                        self.windows.repeats,
-                        self.words(&one)
-                    );
+                    let words = words(&one, &self.windows);
+                    eprintln!("{}/{} load {load:.2} {policy:<11} {words}", repeat + 1, self.windows.repeats);
                     told[at_load * self.policies.len() + at_policy].push(one);
                 }
             }
@@ -169,10 +165,6 @@ impl Grid {
         });
         Ok(rows.collect())
     }
-
-    fn words(&self, told: &Told) -> String {
-        words(told, &self.windows)
-    }
 }
 
 impl Windows {
@@ -180,6 +172,11 @@ impl Windows {
     pub(super) fn seed_of(&self, repeat: u16, at: usize) -> u64 {
         self.seed.wrapping_mul(1_000_003).wrapping_add(u64::from(repeat) * 1_009 + at as u64)
     }
+}
+
+/// How many windows there are, and how long they take.
+pub(super) fn time_of(windows: u32, length: Duration) -> String {
+    format!("{windows} windows, some {} min", ((length + AROUND_WINDOW) * windows).as_secs() / 60 + 1)
 }
 
 /// One window in a line.
@@ -242,10 +239,10 @@ fn cells(row: &Row) -> [String; 10] {
         format!("{:.2}", row.load),
         row.policy.to_string(),
         of_all(row.windows, row.discarded),
-        measured(spread(&row.p50_ms)),
-        measured(spread(&row.p90_ms)),
-        measured(spread(&row.p99_ms)),
-        measured(spread(&row.p999_ms)),
+        spread(row.p50_ms),
+        spread(row.p90_ms),
+        spread(row.p99_ms),
+        spread(row.p999_ms),
         measured(share(row.failed, row.calls)),
         measured(format!("{:.1} %", row.slow_percent)),
         row.p99_ms_bar.map_or_else(String::new, |bar| {
@@ -260,7 +257,8 @@ pub(super) fn of_all(windows: usize, discarded: usize) -> String {
 }
 
 /// The middle one, and the range where there is one.
-pub(super) fn spread(spread: &Spread) -> String {
+pub(super) fn spread(spread: Option<Spread>) -> String {
+    let Some(spread) = spread else { return String::new() };
     let number = |value: f64| if value.abs() < 99.95 { format!("{value:.1}") } else { format!("{value:.0}") };
     let (median, min, max) = (number(spread.median), number(spread.min), number(spread.max));
     if min == max { median } else { format!("{median} ({min}-{max})") }
@@ -288,8 +286,8 @@ mod tests {
 
     #[test]
     fn a_cell_shows_the_middle_and_the_range() {
-        assert_eq!(spread(&Spread { median: 240.4, min: 231.0, max: 255.2 }), "240 (231-255)");
-        assert_eq!(spread(&Spread { median: 27.84, min: 27.81, max: 27.76 }), "27.8");
+        assert_eq!(spread(Some(Spread { median: 240.4, min: 231.0, max: 255.2 })), "240 (231-255)");
+        assert_eq!(spread(Some(Spread { median: 27.84, min: 27.81, max: 27.76 })), "27.8");
         assert_eq!((of_all(4, 1), of_all(5, 0)), ("4 of 5".to_owned(), "5".to_owned()));
         assert_eq!((share(0, 9), share(3, 1_000)), ("0".to_owned(), "0.300 %".to_owned()));
     }

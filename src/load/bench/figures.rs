@@ -1,11 +1,10 @@
-//! What windows come to when they are put together: the middle of several, what is left out and why, and how well a broken
-//! endpoint was avoided.
+//! What windows come to when they are put together: the middle of several, and what is left out and why.
 
 use serde::Serialize;
 
 use super::clients::Policy;
 use super::fleet::Shape;
-use super::window::{Slice, Told};
+use super::window::Told;
 
 /// The middle one of some values; 0 of none.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -19,7 +18,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 /// One figure over several windows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     /// The middle one.
     pub median: f64,
@@ -30,12 +29,12 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of some values; zeros of none.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+    /// Of some values; none of none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let values: Vec<f64> = values.into_iter().collect();
-        let Some(first) = values.first().copied() else { return Self::default() };
+        let first = values.first().copied()?;
         let (min, max) = values.iter().fold((first, first), |(min, max), value| (min.min(*value), max.max(*value)));
-        Self { median: median(values), min, max }
+        Some(Self { median: median(values), min, max })
     }
 }
 
@@ -60,14 +59,14 @@ pub struct Row {
     pub calls: u64,
     /// Those of them that did not end with OK.
     pub failed: u64,
-    /// Latency of those that did, milliseconds from the moment they were due.
-    pub p50_ms: Spread,
+    /// Latency of those that did; none without a window. Milliseconds from the moment they were due.
+    pub p50_ms: Option<Spread>,
     /// 90 % are faster.
-    pub p90_ms: Spread,
+    pub p90_ms: Option<Spread>,
     /// 99 % are faster.
-    pub p99_ms: Spread,
+    pub p99_ms: Option<Spread>,
     /// 99.9 % are faster.
-    pub p999_ms: Spread,
+    pub p999_ms: Option<Spread>,
     /// What the slower endpoints served, percent of all.
     pub slow_percent: f64,
     /// How busy the machine was at the most in the windows that are left.
@@ -108,54 +107,12 @@ impl Row {
 
     /// Whether it is above its bar, or has nothing to show for one.
     pub fn is_missed(&self) -> bool {
-        self.p99_ms_bar.is_some_and(|bar| self.windows == 0 || self.p99_ms.median > bar)
+        self.p99_ms_bar.is_some_and(|bar| self.p99_ms.is_none_or(|p99| p99.median > bar))
     }
 }
 
-fn percent(part: u64, all: u64) -> f64 {
+pub(super) fn percent(part: u64, all: u64) -> f64 {
     if all == 0 { 0.0 } else { part as f64 * 100.0 / all as f64 }
-}
-
-/// How endpoints that fail every call were avoided, from the moment they began to.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Avoidance {
-    /// Calls from then on.
-    pub calls: u64,
-    /// Those that failed.
-    pub failed: u64,
-    /// Failed calls that there were not, of those that a fair share of the calls would have been, percent; below 0 when they
-    /// drew more than that.
-    pub avoided_percent: f64,
-    /// Until the first second in which less than a thousandth of the calls failed; none when there was none.
-    pub settled_ms: Option<u64>,
-    /// Of the calls in the second half.
-    pub failed_percent_late: f64,
-}
-
-impl Avoidance {
-    /// Over slices of this length from the moment on; `fair` is the share of the endpoints that fail.
-    pub fn of(slices: &[Slice], slice_ms: u64, fair: f64) -> Self {
-        let sum = |slices: &[Slice]| {
-            slices.iter().fold((0, 0), |(calls, failed), slice| (calls + slice.calls, failed + slice.failed))
-        };
-        let (calls, failed) = sum(slices);
-        let expected = calls as f64 * fair;
-        let second = usize::try_from(1_000 / slice_ms.max(1)).unwrap_or(1).max(1);
-        let is_settled = |slices: &[Slice]| {
-            let (calls, failed) = sum(slices);
-            calls > 0 && failed * 1_000 < calls
-        };
-        let settled = slices.windows(second).position(is_settled);
-        let (late_calls, late_failed) = sum(slices.get(slices.len() / 2..).unwrap_or_default());
-        Self {
-            calls,
-            failed,
-            avoided_percent: if expected > 0.0 { (1.0 - failed as f64 / expected) * 100.0 } else { 0.0 },
-            settled_ms: settled.map(|at| at as u64 * slice_ms),
-            failed_percent_late: percent(late_failed, late_calls),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -172,8 +129,8 @@ mod tests {
         assert_eq!(median([]), 0.0);
         assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median([4.0, 1.0, 2.0, 9.0]), 3.0);
-        assert_eq!(Spread::of([4.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 4.0 });
-        assert_eq!(Spread::of([]), Spread::default());
+        assert_eq!(Spread::of([4.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 4.0 }));
+        assert_eq!(Spread::of([]), None);
     }
 
     #[test]
@@ -182,7 +139,7 @@ mod tests {
         let windows = [told(200_000, 60.0), told(900_000, 60.1), told(300_000, 12.0)];
         let row = Row::of(0.7, Policy::P2c, &windows, &shape, 60.0);
         assert_eq!((row.windows, row.discarded, row.calls, row.failed), (2, 1, 202, 2));
-        assert_eq!(row.p99_ms, Spread { median: 250.0, min: 200.0, max: 300.0 });
+        assert_eq!(row.p99_ms, Some(Spread { median: 250.0, min: 200.0, max: 300.0 }));
         assert_eq!((row.slow_percent, row.machine_percent), (25.0, 60.0));
     }
 
@@ -196,22 +153,5 @@ mod tests {
         assert!(!row(10.0).is_missed());
         assert!(row(90.0).is_missed());
         assert!(Row { p99_ms_bar: Some(239.0), ..row(10.0) }.is_missed());
-    }
-
-    #[test]
-    fn what_is_avoided_counts_against_a_fair_share() {
-        let slice = |failed| Slice { calls: 100, failed };
-        // Nobody avoids anything: a tenth of the endpoints fail, and so does a tenth of the calls.
-        let fair = Avoidance::of(&[slice(10); 600], 100, 0.1);
-        assert_eq!((fair.avoided_percent, fair.settled_ms, fair.failed_percent_late), (0.0, None, 10.0));
-        // A sinkhole: what fails fast looks idle and draws more.
-        assert!(Avoidance::of(&[slice(40); 600], 100, 0.1).avoided_percent < -290.0);
-        // Two slices of failures and later one more: 21 of 6,000.
-        let mut slices = vec![slice(0); 600];
-        (slices[0], slices[1], slices[400]) = (slice(10), slice(10), slice(1));
-        let avoided = Avoidance::of(&slices, 100, 0.1);
-        assert_eq!((avoided.failed, avoided.settled_ms), (21, Some(200)));
-        assert!((avoided.avoided_percent - 99.65).abs() < 1e-9, "{avoided:?}");
-        assert_eq!(Avoidance::of(&[], 100, 0.1).settled_ms, None);
     }
 }
