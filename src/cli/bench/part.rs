@@ -147,6 +147,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 _ = lines.next_line() => {}
                 () = stop.requested() => {}
             }
+            // Gone already is gone as well.
+            let _ = guarded.kill().await;
         }
     }
     Ok(())

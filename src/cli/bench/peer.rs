@@ -59,7 +59,7 @@ impl Peer {
         let folder = Folder::new(name)?;
         let socket = folder.path("listen.sock");
         let at = socket.to_string_lossy();
-        let process = match policy {
+        let mut process = match policy {
             Policy::Envoy => {
                 let config = folder.write("envoy.yaml", &envoy(&at, endpoints))?;
                 let config = config.to_string_lossy();
@@ -68,13 +68,17 @@ impl Peer {
             }
             _ => {
                 let config = folder.write("haproxy.cfg", &haproxy(&at, endpoints))?;
-                guarded(name, &["haproxy", "-db", "-q", "-f", &config.to_string_lossy()])?
+                guarded(name, &["haproxy", "-db", "-f", &config.to_string_lossy()])?
             }
         };
         let started = Instant::now();
         while UnixStream::connect(&socket).await.is_err() {
-            if started.elapsed() > LISTEN_MAX {
-                let text = format!("{name} does not listen within {} s", LISTEN_MAX.as_secs());
+            let has_ended = process.try_wait().is_ok_and(|ended| ended.is_some());
+            if has_ended || started.elapsed() > LISTEN_MAX {
+                let text = match has_ended {
+                    true => format!("{name} does not start: its own words are above"),
+                    false => format!("{name} does not listen within {} s", LISTEN_MAX.as_secs()),
+                };
                 return Err(Failure::new(Exit::Failed, text));
             }
             sleep(LOOK).await;
@@ -90,7 +94,7 @@ fn envoy(socket: &str, endpoints: &[String]) -> String {
         .filter_map(|address| address.rsplit_once(':'))
         .map(|(host, port)| {
             format!(
-                "      - endpoint: {{ address: {{ socket_address: {{ address: '{host}', port_value: {port} }} }} }}\n"
+                "        - endpoint: {{ address: {{ socket_address: {{ address: '{host}', port_value: {port} }} }} }}\n"
             )
         })
         .collect();
@@ -136,9 +140,7 @@ fn haproxy(socket: &str, endpoints: &[String]) -> String {
     let servers: String =
         endpoints.iter().enumerate().map(|(at, address)| format!("  server b{at} {address} proto h2\n")).collect();
     format!(
-        "global
-  maxconn 20000
-defaults
+        "defaults
   mode http
   timeout connect 5s
   timeout client 1h
