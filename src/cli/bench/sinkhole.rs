@@ -21,7 +21,7 @@ use crate::output::{self, Envelope, Format, table};
 const FAILING: u32 = 2;
 /// Failed calls avoided, percent; the best known is about 85.
 const AVOIDED_PERCENT_MIN: f64 = 98.0;
-const SLICE_MS: u64 = 100;
+const SPAN_MS: u64 = 100;
 /// Load goes on for so long after what is looked at: the moment is a little late.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -121,7 +121,7 @@ impl Sinkhole {
             for_ms: ms(self.windows.length + MARGIN),
             deadline_ms: 10_000,
             seed,
-            slice_ms: SLICE_MS,
+            span_ms: SPAN_MS,
         };
         let failing = async {
             sleep(self.windows.warm_up).await;
@@ -130,7 +130,7 @@ impl Sinkhole {
         let (told, at_us) = tokio::join!(clients.ask_for::<_, Told>(&window, length), failing);
         let (told, at_us) = (told?, at_us?);
         let fair = f64::from(FAILING) / f64::from(self.shape.endpoints);
-        let avoidance = Avoidance::since(at_us, &told, SLICE_MS, ms(self.windows.length), fair);
+        let avoidance = Avoidance::since(at_us, &told, SPAN_MS, ms(self.windows.length), fair);
         Ok((told, avoidance))
     }
 }

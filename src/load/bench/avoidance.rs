@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::clients::Policy;
 use super::figures::{Spread, is_kept, percent};
-use super::window::{Slice, Told};
+use super::window::{Span, Told};
 
 /// How endpoints that fail every call were avoided, from the moment they began to.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -26,32 +26,32 @@ pub struct Avoidance {
 
 impl Avoidance {
     /// Of the calls of a window that were due in so long a time from this moment on, microseconds since 1970.
-    pub fn since(at_us: u64, told: &Told, slice_ms: u64, for_ms: u64, fair: f64) -> Self {
-        let slices = |ms: u64| usize::try_from(ms / slice_ms.max(1)).unwrap_or(usize::MAX);
-        let first = slices(at_us.saturating_sub(told.began_us) / 1_000);
-        let all = told.slices.get(first..).unwrap_or_default();
-        Self::of(&all[..all.len().min(slices(for_ms))], slice_ms, fair)
+    pub fn since(at_us: u64, told: &Told, span_ms: u64, for_ms: u64, fair: f64) -> Self {
+        let spans = |ms: u64| usize::try_from(ms / span_ms.max(1)).unwrap_or(usize::MAX);
+        let first = spans(at_us.saturating_sub(told.began_us) / 1_000);
+        let all = told.spans.get(first..).unwrap_or_default();
+        Self::of(&all[..all.len().min(spans(for_ms))], span_ms, fair)
     }
 
-    /// Over slices of this length from the moment on; `fair` is the share of the endpoints that fail.
-    fn of(slices: &[Slice], slice_ms: u64, fair: f64) -> Self {
-        let sum = |slices: &[Slice]| {
-            slices.iter().fold((0, 0), |(calls, failed), slice| (calls + slice.calls, failed + slice.failed))
+    /// Over spans of this length from the moment on; `fair` is the share of the endpoints that fail.
+    fn of(spans: &[Span], span_ms: u64, fair: f64) -> Self {
+        let sum = |spans: &[Span]| {
+            spans.iter().fold((0, 0), |(calls, failed), span| (calls + span.calls, failed + span.failed))
         };
-        let (calls, failed) = sum(slices);
+        let (calls, failed) = sum(spans);
         let expected = calls as f64 * fair;
-        let second = usize::try_from(1_000 / slice_ms.max(1)).unwrap_or(1).max(1);
-        let is_settled = |slices: &[Slice]| {
-            let (calls, failed) = sum(slices);
+        let second = usize::try_from(1_000 / span_ms.max(1)).unwrap_or(1).max(1);
+        let is_settled = |spans: &[Span]| {
+            let (calls, failed) = sum(spans);
             calls > 0 && failed * 1_000 < calls
         };
-        let settled = slices.windows(second).position(is_settled);
-        let (late_calls, late_failed) = sum(slices.get(slices.len() / 2..).unwrap_or_default());
+        let settled = spans.windows(second).position(is_settled);
+        let (late_calls, late_failed) = sum(spans.get(spans.len() / 2..).unwrap_or_default());
         Self {
             calls,
             failed,
             avoided_percent: if expected > 0.0 { (1.0 - failed as f64 / expected) * 100.0 } else { 0.0 },
-            settled_ms: settled.map(|at| at as u64 * slice_ms),
+            settled_ms: settled.map(|at| at as u64 * span_ms),
             failed_percent_late: percent(late_failed, late_calls),
         }
     }
@@ -121,16 +121,16 @@ mod tests {
 
     #[test]
     fn what_is_avoided_counts_against_a_fair_share() {
-        let slice = |failed| Slice { calls: 100, failed };
+        let span = |failed| Span { calls: 100, failed };
         // Nobody avoids anything: a tenth of the endpoints fail, and so does a tenth of the calls.
-        let fair = Avoidance::of(&[slice(10); 600], 100, 0.1);
+        let fair = Avoidance::of(&[span(10); 600], 100, 0.1);
         assert_eq!((fair.avoided_percent, fair.settled_ms, fair.failed_percent_late), (0.0, None, 10.0));
         // A sinkhole: what fails fast looks idle and draws more.
-        assert!(Avoidance::of(&[slice(40); 600], 100, 0.1).avoided_percent < -290.0);
-        // Two slices of failures and later one more: 21 of 6,000.
-        let mut slices = vec![slice(0); 600];
-        (slices[0], slices[1], slices[400]) = (slice(10), slice(10), slice(1));
-        let avoided = Avoidance::of(&slices, 100, 0.1);
+        assert!(Avoidance::of(&[span(40); 600], 100, 0.1).avoided_percent < -290.0);
+        // Two spans of failures and later one more: 21 of 6,000.
+        let mut spans = vec![span(0); 600];
+        (spans[0], spans[1], spans[400]) = (span(10), span(10), span(1));
+        let avoided = Avoidance::of(&spans, 100, 0.1);
         assert_eq!((avoided.failed, avoided.settled_ms), (21, Some(200)));
         assert!((avoided.avoided_percent - 99.65).abs() < 1e-9, "{avoided:?}");
         assert_eq!(Avoidance::of(&[], 100, 0.1).settled_ms, None);
@@ -138,8 +138,8 @@ mod tests {
 
     #[test]
     fn what_was_before_the_moment_and_long_after_it_does_not_count() {
-        let slices = [(10, 9), (10, 9), (10, 0), (10, 1), (10, 9)].map(|(calls, failed)| Slice { calls, failed });
-        let told = Told { began_us: 5_000_000, slices: slices.to_vec(), ..Told::default() };
+        let spans = [(10, 9), (10, 9), (10, 0), (10, 1), (10, 9)].map(|(calls, failed)| Span { calls, failed });
+        let told = Told { began_us: 5_000_000, spans: spans.to_vec(), ..Told::default() };
         let avoidance = |at_us, for_ms| {
             let of = Avoidance::since(at_us, &told, 100, for_ms, 0.1);
             (of.calls, of.failed)

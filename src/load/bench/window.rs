@@ -42,13 +42,13 @@ pub struct Window {
     pub deadline_ms: u64,
     /// Of the times at which calls are due, and of who makes them.
     pub seed: u64,
-    /// Length of a slice, when failures are to be told slice by slice; 0: they are not.
-    pub slice_ms: u64,
+    /// Length of a span, when failures are to be told span by span; 0: they are not.
+    pub span_ms: u64,
 }
 
-/// Calls that were due within a slice of the time.
+/// Calls that were due within a span of the time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Slice {
+pub struct Span {
     /// All.
     pub calls: u64,
     /// Those that did not end with OK.
@@ -84,7 +84,7 @@ pub struct Told {
     /// When the first call was due, warm-up included, on the wall clock, microseconds since 1970.
     pub began_us: u64,
     /// From that moment on, where they were asked for.
-    pub slices: Vec<Slice>,
+    pub spans: Vec<Span>,
 }
 
 /// Clients of one process.
@@ -194,8 +194,8 @@ impl Running {
     fn ended(&self, due: Duration, answer: Result<String, Status>, not_sent: bool) {
         let latency = self.started.elapsed().saturating_sub(due);
         let mut tally = self.tally();
-        if let Some(at) = (due.as_millis() as u64).checked_div(self.window.slice_ms) {
-            tally.slice(at as usize, answer.is_err());
+        if let Some(at) = (due.as_millis() as u64).checked_div(self.window.span_ms) {
+            tally.span(at as usize, answer.is_err());
         }
         if self.measured.contains(&due) {
             tally.ended(answer, latency, not_sent);
@@ -216,13 +216,13 @@ impl Tally {
         Self { told: Told::default(), latency_us }
     }
 
-    fn slice(&mut self, at: usize, failed: bool) {
-        let slices = &mut self.told.slices;
-        if slices.len() <= at {
-            slices.resize(at + 1, Slice::default());
+    fn span(&mut self, at: usize, failed: bool) {
+        let spans = &mut self.told.spans;
+        if spans.len() <= at {
+            spans.resize(at + 1, Span::default());
         }
-        slices[at].calls += 1;
-        slices[at].failed += u64::from(failed);
+        spans[at].calls += 1;
+        spans[at].failed += u64::from(failed);
     }
 
     fn ended(&mut self, answer: Result<String, Status>, latency: Duration, not_sent: bool) {

@@ -22,7 +22,7 @@ fn plan(policy: Policy, backends: &[Backend]) -> Plan {
 }
 
 const WINDOW: Window =
-    Window { rate_per_s: 300.0, warm_up_ms: 200, for_ms: 600, deadline_ms: 5_000, seed: 7, slice_ms: 100 };
+    Window { rate_per_s: 300.0, warm_up_ms: 200, for_ms: 600, deadline_ms: 5_000, seed: 7, span_ms: 100 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_way_without_a_balancer_spreads_the_calls() {
@@ -48,8 +48,8 @@ async fn failures_are_told_by_the_slice_in_which_they_were_due_and_have_no_laten
     assert_eq!((told.failed, told.p99_us), (told.calls, 0));
     assert_eq!(told.failures_by_code.keys().collect::<Vec<_>>(), ["UNAVAILABLE"]);
     assert!(told.first_failure.contains("unavailable"), "{}", told.first_failure);
-    let of_all: u64 = told.slices.iter().map(|slice| slice.failed).sum();
-    assert!(told.slices.len() == 8 && of_all > told.failed, "warm-up included: {told:?}");
+    let of_all: u64 = told.spans.iter().map(|span| span.failed).sum();
+    assert!(told.spans.len() == 8 && of_all > told.failed, "warm-up included: {told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,7 +58,7 @@ async fn the_same_seed_gives_every_policy_the_same_calls() {
     let mut counts = Vec::new();
     for policy in [Policy::P2c, Policy::RoundRobin] {
         let callers = Callers::connect(&plan(policy, &backends)).await.unwrap();
-        counts.push(callers.run(WINDOW).await.slices.iter().map(|slice| slice.calls).collect::<Vec<_>>());
+        counts.push(callers.run(WINDOW).await.spans.iter().map(|span| span.calls).collect::<Vec<_>>());
     }
     assert_eq!(counts[0], counts[1]);
 }
