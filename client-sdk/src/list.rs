@@ -18,6 +18,8 @@ use crate::{
 pub(crate) const ENDPOINTS_MAX: usize = 10_000;
 /// A list with a larger weight is refused: it is not meant so, and sums must not overflow.
 pub(crate) const WEIGHT_MAX: u32 = 100_000_000;
+/// A larger capacity is taken for this one: an estimate that is off must not cost the whole list.
+const CAPACITY_MILLI_MAX: u32 = 1_000_000;
 /// A list with a worse tier is refused.
 pub(crate) const PRIORITY_MAX: u32 = 1_000;
 
@@ -34,6 +36,8 @@ pub(crate) struct Listed {
     pub(crate) locality: String,
     pub(crate) priority: u32,
     pub(crate) weight: u32,
+    /// Calls it serves at once compared with the others, thousandths; 0 is unknown.
+    pub(crate) capacity_milli: u32,
     /// The main reason it stands where it stands, as the contract spells it; empty when there is none.
     pub(crate) reason: &'static str,
     /// What its places on a ring are computed from.
@@ -66,6 +70,7 @@ impl Listed {
             locality: String::new(),
             priority: 0,
             weight: PLAIN_WEIGHT,
+            capacity_milli: 0,
             reason: "",
             kept: false,
         }
@@ -155,6 +160,7 @@ impl List {
                 locality: endpoint.locality,
                 priority: endpoint.priority,
                 weight: endpoint.weight,
+                capacity_milli: endpoint.capacity_milli.min(CAPACITY_MILLI_MAX),
                 reason,
                 kept: false,
             });
@@ -344,6 +350,17 @@ mod tests {
         let many: Vec<String> = (0..=ENDPOINTS_MAX).map(|n| format!("h{n}:1")).collect();
         let many: Vec<(&str, u32)> = many.iter().map(|a| (a.as_str(), 1)).collect();
         assert!(refused(wire(1, 1, true, &many)).contains("10001"));
+    }
+
+    #[test]
+    fn a_capacity_is_read_and_an_absurd_one_cut() {
+        let mut wire = wire(1, 1, true, &[("x:1", 1), ("y:1", 1), ("z:1", 1)]);
+        for (endpoint, milli) in wire.endpoints.iter_mut().zip([0, 2_500, u32::MAX]) {
+            endpoint.capacity_milli = milli;
+        }
+        let list = List::parse(wire).unwrap();
+        let capacities: Vec<u32> = list.endpoints.iter().map(|e| e.capacity_milli).collect();
+        assert_eq!(capacities, [0, 2_500, CAPACITY_MILLI_MAX]);
     }
 
     #[test]

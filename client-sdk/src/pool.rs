@@ -96,6 +96,7 @@ struct State {
 struct Member {
     endpoint: Arc<Endpoint>,
     weight: u32,
+    capacity_milli: u32,
     priority: u32,
 }
 
@@ -305,7 +306,7 @@ impl Pool {
         let offers = state.members.iter().map(|m| Offer {
             peer: m.endpoint.peer.clone(),
             weight: m.weight,
-            capacity_milli: 0,
+            capacity_milli: m.capacity_milli,
             priority: m.priority,
             ready: m.is_wanted(last_tier) && m.endpoint.is_ready(),
             item: m.endpoint.clone(),
@@ -405,7 +406,8 @@ impl State {
                     endpoint
                 }
             };
-            members.push(Member { endpoint, weight: listed.weight, priority: listed.priority });
+            let Listed { weight, capacity_milli, priority, .. } = *listed;
+            members.push(Member { endpoint, weight, capacity_milli, priority });
         }
         self.members = members;
         gone.extend(known.into_values());

@@ -79,12 +79,18 @@ async fn what_one_run_kept_the_next_one_starts_with() {
     let cache = cache(&folder);
     let policy = v1::MethodPolicy { service: "greeter".into(), endpoint_calls_max: 9, ..Default::default() };
     cache.keep_policy(&policy);
-    written(&cache, list(&["10.0.0.5:1", "10.0.0.6:1"]));
+    let mut kept = list(&["10.0.0.5:1", "10.0.0.6:1"]);
+    kept.endpoints[1].capacity_milli = 3_000;
+    written(&cache, kept);
     let pool = loaded(&super::tests::cache(&folder)).await;
     let snapshot = pool.snapshot();
     assert_eq!(snapshot.source, ListSource::Cache);
     assert_eq!(snapshot.endpoints.iter().map(|e| &*e.address).collect::<Vec<_>>(), ["10.0.0.5:1", "10.0.0.6:1"]);
     assert_eq!((snapshot.version.map(|v| v.epoch), snapshot.digest), (Some(7), 11));
+    let capacities = pool.with_view(|view| {
+        view.list.iter().flat_map(|list| &list.endpoints).map(|e| e.capacity_milli).collect::<Vec<_>>()
+    });
+    assert_eq!(capacities, [0, 3_000]);
     assert_eq!(pool.advice.endpoint_calls_max(), 9);
     assert!(pool.explain_none().contains("cached list") && pool.explain_none().contains("10.0.0.1:7400"));
     pool.close();

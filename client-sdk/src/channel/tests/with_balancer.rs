@@ -64,6 +64,21 @@ async fn outcomes_are_reported_by_class() {
 }
 
 #[tokio::test]
+async fn an_endpoint_of_three_times_the_capacity_gets_three_times_the_calls() {
+    let balancer = Balancer::start().await.unwrap();
+    let (small, large) = (Backend::start().await, Backend::start().await);
+    let of = |backend: &Backend, capacity_milli| v1::Endpoint { capacity_milli, ..endpoint(&backend.address, 100) };
+    balancer.set_list(list(vec![of(&small, 500), of(&large, 1_500)]));
+    let (channel, mut client) = connected(&balancer).await;
+    ready(&channel).await;
+    for _ in 0..400 {
+        client.unary(says(b"x")).await.unwrap();
+    }
+    let calls = [&small, &large].map(|backend| backend.counts.calls.load(SeqCst));
+    assert!((90..=110).contains(&calls[0]) && calls[0] + calls[1] == 400, "{calls:?}");
+}
+
+#[tokio::test]
 async fn an_endpoint_named_with_weight_0_gets_no_further_call() {
     let balancer = Balancer::start().await.unwrap();
     let (staying, leaving) = (Backend::start().await, Backend::start().await);
