@@ -70,6 +70,8 @@ mod framing;
 #[cfg(feature = "transport")]
 mod list;
 #[cfg(feature = "transport")]
+pub mod orca;
+#[cfg(feature = "transport")]
 pub mod outcome;
 #[cfg(feature = "transport")]
 mod pick_stream;

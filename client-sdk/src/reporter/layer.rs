@@ -11,6 +11,7 @@ use super::counters::InFlight;
 use super::orca::{self, Named};
 use super::shared::{Left, Shared};
 use crate::deadlines::{GRPC_TIMEOUT, parse_timeout};
+use crate::orca::TRAILER;
 use crate::outcome::{Class, class_of_headers};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -91,12 +92,12 @@ impl Counted {
     // Whatever a service further down left there spoke of that one, not of this backend: replaced, never added to.
     fn write(&self, headers: &mut HeaderMap) {
         let load = self.in_flight.counters().momentary(1);
-        headers.insert(orca::TRAILER, orca::header_value(&load, &self.named));
+        headers.insert(TRAILER, orca::header_value(&load, &self.named));
     }
 
     fn end(self, class: Class, headers: &mut HeaderMap) {
         let load = self.in_flight.end(class);
-        headers.insert(orca::TRAILER, orca::header_value(&load, &self.named));
+        headers.insert(TRAILER, orca::header_value(&load, &self.named));
     }
 }
 

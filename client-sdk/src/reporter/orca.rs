@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use futures_util::{Stream, stream};
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 use lookaside_proto::xds::{
     data::orca::v3::OrcaLoadReport,
     service::orca::v3::{OrcaLoadReportRequest, open_rca_service_server::OpenRcaService},
@@ -18,12 +18,7 @@ use lookaside_proto::xds::{
 use tonic::{Request, Response, Status};
 
 use super::counters::{Counters, Momentary};
-
-/// The trailer of the standard (gRPC A51).
-pub(crate) const TRAILER: HeaderName = HeaderName::from_static("endpoint-load-metrics-bin");
-
-/// What the backend's own metric is called: requests in flight, without the one that ends.
-pub(crate) const RIF: &str = "rif";
+use crate::orca::RIF;
 
 /// Named shares beyond this many are refused: each rides on every response.
 pub(crate) const UTILIZATION_NAMES_MAX: usize = 8;
@@ -220,7 +215,9 @@ mod tests {
             assert!(named.set(&name, 0.1));
         }
         let load = Momentary { cpu_utilization: 0.9, ..load() };
-        assert_eq!(decode(&header_value(&load, &named)), report(&load, &named));
+        let value = header_value(&load, &named);
+        assert_eq!(decode(&value), report(&load, &named));
+        assert_eq!(crate::orca::rif(value.as_bytes()), Some(load.in_flight));
     }
 
     #[test]

@@ -40,8 +40,8 @@ fn trailers(status: &'static str) -> Frame<Bytes> {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static(status));
     // Relayed from further down, twice.
-    trailers.append(orca::TRAILER, HeaderValue::from_static("AAAA"));
-    trailers.append(orca::TRAILER, HeaderValue::from_static("BBBB"));
+    trailers.append(TRAILER, HeaderValue::from_static("AAAA"));
+    trailers.append(TRAILER, HeaderValue::from_static("BBBB"));
     Frame::trailers(trailers)
 }
 
@@ -54,7 +54,7 @@ fn request(path: &str) -> Request<()> {
 }
 
 fn load_in(headers: &HeaderMap) -> OrcaLoadReport {
-    let mut all = headers.get_all(orca::TRAILER).iter();
+    let mut all = headers.get_all(TRAILER).iter();
     let value = all.next().expect("a load report");
     assert!(all.next().is_none(), "one report, not several");
     OrcaLoadReport::decode(STANDARD_NO_PAD.decode(value).unwrap().as_slice()).unwrap()
@@ -141,7 +141,7 @@ async fn questions_about_the_backend_are_not_its_load() {
         "/lookaside.v1.Backend/Probe",
     ] {
         let response = service.call(request(path)).await.unwrap();
-        assert!(!response.headers().contains_key(orca::TRAILER), "{path}");
+        assert!(!response.headers().contains_key(TRAILER), "{path}");
         response.into_body().collect().await.unwrap();
     }
     assert_eq!(layer.shared.counters.totals().completions, 0);
