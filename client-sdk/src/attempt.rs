@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use tokio::task::JoinHandle;
 
 use crate::{
     connection::Goodbye,
     endpoint::{Endpoint, Seat},
+    orca,
     outcome::Class,
     picker::Suspicion,
     pool::Pool,
@@ -72,6 +74,11 @@ impl Attempt {
         self.pool.picker().spoke(&self.endpoint.peer, self.pool.now_us());
     }
 
+    /// The endpoint told of so many requests in flight, at this time.
+    pub(crate) fn told(&self, rif: u32, told_us: u64) {
+        self.pool.picker().heard(&self.endpoint.peer, rif, told_us);
+    }
+
     pub(crate) fn replay(&self) -> &Replay {
         &self.replay
     }
@@ -82,15 +89,20 @@ impl Attempt {
 
     /// The call ended here.
     pub(crate) fn end(&mut self, class: Class) {
-        self.finish(class, true);
+        self.finish(class, true, None);
+    }
+
+    /// The call ended here with these trailers, or with a head that is all there is.
+    pub(crate) fn end_with(&mut self, class: Class, trailers: &HeaderMap) {
+        self.finish(class, true, orca::rif_of(trailers));
     }
 
     /// The call moves on; nothing was done here, so nothing is said of it.
     pub(crate) fn leave(&mut self) {
-        self.finish(Class::Cancelled, false);
+        self.finish(Class::Cancelled, false, None);
     }
 
-    fn finish(&mut self, class: Class, told: bool) {
+    fn finish(&mut self, class: Class, told: bool, rif: Option<u32>) {
         if self.ended {
             return;
         }
@@ -103,7 +115,7 @@ impl Attempt {
         if let Some(sent_us) = self.sent_us.filter(|_| told) {
             self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
         }
-        let suspicion = self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, None, now_us);
+        let suspicion = self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, rif, now_us);
         if let Some(suspicion) = suspicion {
             self.endpoint.tally.suspect(match suspicion {
                 Suspicion::FailuresInARow => "calls fail one after the other".to_owned(),

@@ -137,14 +137,14 @@ fn finish(answer: Answer, limits: Limits, timer: Timer) -> Response<Body> {
     head.extensions.insert(why::Picked { address: attempt.endpoint.address.clone(), attempts: attempt.number });
     if let Some(class) = crate::outcome::class_of_headers(&head.headers) {
         // An answer without a body: its head is its end.
+        attempt.end_with(class, &head.headers);
         if class != Class::Ok {
             why::annotate(&mut head.headers, Some(&attempt.endpoint.address), What::Answered, attempt.number);
             not_retried.into_iter().for_each(|why_not| why::annotate_not_retried(&mut head.headers, why_not));
         }
-        attempt.end(class);
         return Response::from_parts(head, Body::empty());
     }
-    let body = ResponseBody::new(stream, attempt, limits, timer);
+    let body = ResponseBody::new(&head.headers, stream, attempt, limits, timer);
     Response::from_parts(head, Body::new(body))
 }
 

@@ -16,6 +16,8 @@ use crate::{
     attempt::Attempt,
     call::{Timer, Verdict, of_error},
     deadlines::{Expired, Limits},
+    framing::MessageCounter,
+    orca,
     outcome::{Class, class_of, class_of_headers},
     why::{self, What},
 };
@@ -69,11 +71,38 @@ pub(crate) struct ResponseBody {
     timer: Timer,
     last_message: Option<Instant>,
     data_ended: bool,
+    early: Option<Early>,
+}
+
+/// What the head of a response told of load. It counts for a stream, which may go on for long, from its second message on. A call
+/// of one answer tells at its end, when it is known that it went well: two words for one call would bring two further ones.
+#[derive(Debug)]
+struct Early {
+    rif: u32,
+    told_us: u64,
+    messages: MessageCounter,
+}
+
+impl Early {
+    /// Whether it was a stream's, with what has come now.
+    fn is_streams(&mut self, bytes: &[u8]) -> bool {
+        self.messages.feed(bytes);
+        self.messages.started() > 1
+    }
 }
 
 impl ResponseBody {
-    pub(crate) fn new(stream: h2::RecvStream, attempt: Attempt, limits: Limits, timer: Timer) -> Self {
-        Self { stream: Some(stream), attempt, limits, timer, last_message: None, data_ended: false }
+    /// What follows this head.
+    pub(crate) fn new(
+        head: &HeaderMap,
+        stream: h2::RecvStream,
+        attempt: Attempt,
+        limits: Limits,
+        timer: Timer,
+    ) -> Self {
+        let told_us = attempt.pool().now_us();
+        let early = orca::rif_of(head).map(|rif| Early { rif, told_us, messages: MessageCounter::default() });
+        Self { stream: Some(stream), attempt, limits, timer, last_message: None, data_ended: false, early }
     }
 
     fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
@@ -87,6 +116,9 @@ impl ResponseBody {
                         self.limits.flows();
                         self.last_message = Some(Instant::now());
                         self.attempt.spoke();
+                        if let Some(early) = self.early.take_if(|early| early.is_streams(&bytes)) {
+                            self.attempt.told(early.rif, early.told_us);
+                        }
                     }
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
@@ -107,10 +139,10 @@ impl ResponseBody {
             self.attempt.end(Class::Endpoint);
             return Err(no_status(&self.attempt.endpoint.address, self.attempt.number));
         };
+        self.attempt.end_with(class, &trailers);
         if class != Class::Ok {
             why::annotate(&mut trailers, Some(&self.attempt.endpoint.address), What::Answered, self.attempt.number);
         }
-        self.attempt.end(class);
         Ok(trailers)
     }
 
@@ -186,5 +218,19 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         self.stream.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_of_a_head_counts_from_the_second_message_on() {
+        let mut early = Early { rif: 3, told_us: 1, messages: MessageCounter::default() };
+        assert!(!early.is_streams(&[0, 0, 0, 0, 9, 1, 2, 3]));
+        assert!(!early.is_streams(&[4, 5, 6, 7, 8, 9]), "one message in two parts");
+        assert!(!early.is_streams(&[0, 0]));
+        assert!(early.is_streams(&[0, 0, 0]), "the second, and empty");
     }
 }

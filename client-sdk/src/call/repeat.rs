@@ -243,7 +243,7 @@ impl<'a> Repeat<'a> {
     fn note(&self, code: Code, failed: Failed) {
         match failed {
             Failed::Answer(mut answer) => {
-                answer.attempt.end(class_of(code));
+                answer.attempt.end_with(class_of(code), answer.response.headers());
                 let address = answer.attempt.endpoint.address.clone();
                 let status = Status::from_header_map(answer.response.headers());
                 let message = cut(status.map_or_else(String::new, |status| status.message().to_owned()));

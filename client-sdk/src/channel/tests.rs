@@ -12,6 +12,8 @@ mod served;
 mod servers;
 #[cfg(all(feature = "testing", feature = "reporter"))]
 mod tls;
+#[cfg(feature = "reporter")]
+mod told;
 #[cfg(feature = "testing")]
 mod with_balancer;
 

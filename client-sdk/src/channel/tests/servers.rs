@@ -154,6 +154,22 @@ impl Backend {
         Self::serve_incoming(address, crate::tls::incoming(listener, acceptor), None)
     }
 
+    /// One that tells its load on every response.
+    #[cfg(feature = "reporter")]
+    pub(super) async fn reporting() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let reporter = crate::Reporter::builder("echo").advertise(&address).start().await.unwrap();
+        let (counts, stop) = (Arc::new(Counts::default()), Arc::new(Notify::new()));
+        let stopped = stop.clone();
+        let server = tonic::transport::Server::builder()
+            .layer(reporter.layer())
+            .add_service(echo_server::EchoServer::new(Echo(counts.clone())))
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move { stopped.notified().await });
+        tokio::spawn(server);
+        Self { address, counts, stop }
+    }
+
     fn serve_incoming<IO>(
         address: String,
         incoming: impl Stream<Item = std::io::Result<IO>> + Send + 'static,
