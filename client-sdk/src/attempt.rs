@@ -113,7 +113,10 @@ impl Attempt {
         let now_us = self.pool.now_us();
         // Counted before it leaves its place in flight: an endpoint that left the list is forgotten with its last call.
         if let Some(sent_us) = self.sent_us.filter(|_| told) {
-            self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
+            let is_news = self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
+            if is_news {
+                self.pool.news();
+            }
         }
         let suspicion = self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, rif, now_us);
         if let Some(suspicion) = suspicion {

@@ -25,7 +25,8 @@
 //!   ([`MethodPolicy`], [`Builder::method`]);
 //! - **limits** it: a deadline set by the caller holds for the whole call and travels with it; calls without one get a default
 //!   of 15 s that does not cut streams; what a server calls while it serves a call can end with that call ([`deadline`]);
-//! - **counts** how it ended, by whom the end blames ([`outcome`]), and tells the balancer once a second, suspicions at once;
+//! - **counts** how it ended, by whom the end blames ([`outcome`]), and tells the balancer once a second, first failures and
+//!   suspicions at once;
 //! - **outlives** its balancers: it asks several, each address of each name, one at a time; the last list serves while none
 //!   answers, and with [`Builder::cache_dir`] it is there for the next start as well;
 //! - **explains** a failure: [`why`] gives it typed, the status message in words, with the command that tells more.

@@ -33,6 +33,9 @@ const BALANCER_AGAIN: Duration = Duration::from_millis(500);
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 const REPORT_PERIOD_MIN: Duration = Duration::from_millis(100);
 const REPORT_PERIOD_MAX: Duration = Duration::from_secs(60);
+/// A first failure is told at once, but five times a second at most: a balancer believes several clients sooner than one, and each
+/// second that they keep it to themselves costs calls.
+const NEWS_INTERVAL_MIN: Duration = Duration::from_millis(200);
 /// Suspicions are told at once, but not more often than this.
 const ALARM_INTERVAL_MIN: Duration = Duration::from_millis(50);
 const ENDED: &str = "the balancer ended the stream";
@@ -157,6 +160,8 @@ impl<'a> Session<'a> {
     async fn follow(&mut self, mut stream: tonic::Streaming<PickResponse>) -> End {
         let mut reported = Instant::now();
         let mut report_at = reported + self.jittered_period();
+        // From when on a first failure may be told, and whether one is to be.
+        let (mut news_from, mut has_news) = (reported, false);
         loop {
             tokio::select! {
                 message = stream.message() => {
@@ -177,11 +182,18 @@ impl<'a> Session<'a> {
                 () = self.pool.alarmed() => {
                     report_at = report_at.min(reported + ALARM_INTERVAL_MIN).max(Instant::now());
                 }
+                () = self.pool.has_news() => {
+                    has_news = true;
+                    report_at = report_at.min(news_from).max(Instant::now());
+                }
                 () = sleep_until(report_at) => {
                     if self.requests.tell_outcomes().is_some_and(|since| since.elapsed() > SILENCE_MAX) {
                         return End::lost(NOT_READ);
                     }
                     reported = Instant::now();
+                    if std::mem::take(&mut has_news) {
+                        news_from = reported + NEWS_INTERVAL_MIN;
+                    }
                     report_at = reported + self.jittered_period();
                 }
             }

@@ -74,6 +74,7 @@ pub(crate) struct Pool {
     /// Counts lists.
     list_changed: watch::Sender<u64>,
     alarm: Notify,
+    news: Notify,
 }
 
 #[derive(Debug)]
@@ -137,6 +138,7 @@ impl Pool {
             picker_made: watch::Sender::new(0),
             list_changed: watch::Sender::new(0),
             alarm: Notify::new(),
+            news: Notify::new(),
         })
     }
 
@@ -208,6 +210,15 @@ impl Pool {
 
     pub(crate) async fn alarmed(&self) {
         self.alarm.notified().await;
+    }
+
+    /// An endpoint is blamed for the first time since the last report: time for the next one soon.
+    pub(crate) fn news(&self) {
+        self.news.notify_one();
+    }
+
+    pub(crate) async fn has_news(&self) {
+        self.news.notified().await;
     }
 
     /// Puts a list to use.

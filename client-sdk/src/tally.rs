@@ -24,7 +24,8 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn count(&self, class: Class, took_us: u64) {
+    /// Counts an end. Whether it is the first that blames the endpoint since the last report.
+    pub(crate) fn count(&self, class: Class, took_us: u64) -> bool {
         let counter = match class {
             Class::Ok => {
                 self.ok_latency_us.fetch_add(took_us, Relaxed);
@@ -36,7 +37,7 @@ impl Tally {
             Class::Endpoint => &self.endpoint,
             Class::Deadline => &self.deadline,
         };
-        counter.fetch_add(1, Relaxed);
+        counter.fetch_add(1, Relaxed) == 0 && class == Class::Endpoint
     }
 
     pub(crate) fn connect_failed(&self) {
@@ -84,10 +85,13 @@ mod tests {
         tally.count(Class::Ok, 40);
         tally.count(Class::Ok, 60);
         tally.count(Class::Deadline, 9);
+        assert!(tally.count(Class::Endpoint, 1) && !tally.count(Class::Endpoint, 1), "news once");
         tally.suspect("silent".into());
         let told = tally.take("a:1", 7, 3).expect("something to tell");
         assert_eq!((told.ok, told.deadline, told.ok_latency_us, told.in_flight), (2, 1, 100, 3));
+        assert!(told.endpoint == 2 && tally.count(Class::Endpoint, 1), "and again after a report");
         assert!(told.suspect && told.detail == "silent");
+        tally.take("a:1", 7, 0);
         assert_eq!(tally.take("a:1", 7, 0), None);
     }
 }

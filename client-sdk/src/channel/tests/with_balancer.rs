@@ -334,6 +334,28 @@ async fn an_endpoint_put_aside_is_suspected_at_once() {
 }
 
 #[tokio::test]
+async fn a_first_failure_is_told_at_once_and_the_next_ones_five_times_a_second() {
+    let (balancer, backend) = (Balancer::start().await.unwrap(), Backend::start().await);
+    balancer.set_report_period(Duration::from_secs(60));
+    balancer.set("echo", [&backend.address]);
+    let (channel, mut client) = connected(&balancer).await;
+    ready(&channel).await;
+    let failed = |seen: &crate::testing::Seen| seen.outcomes("echo").map(|o| o.endpoint).sum::<u64>();
+    let began = Instant::now();
+    client.unary(asks("13")).await.unwrap_err();
+    assert!(balancer.wait_for(|seen| failed(seen) == 1, SOON).await);
+    let mut calls = 1;
+    while began.elapsed() < Duration::from_millis(900) {
+        client.unary(asks("13")).await.unwrap_err();
+        calls += 1;
+    }
+    let reports = balancer.seen().outcomes.len();
+    let most = began.elapsed().as_millis() / 200 + 2;
+    assert!((3..=most).contains(&(reports as u128)), "{reports} reports");
+    assert!(balancer.wait_for(|seen| failed(seen) == calls, SOON).await);
+}
+
+#[tokio::test]
 async fn a_resumed_stream_says_what_it_holds() {
     let (balancer, backend) = (Balancer::start().await.unwrap(), Backend::start().await);
     balancer.set("echo", [&backend.address]);
