@@ -221,7 +221,7 @@ impl Story {
                     let said = bytes.number()?;
                     Some(u32::try_from(said).ok().filter(|said| said % 7 != 3))
                 };
-                let asked = [(a, said()?), (b, said()?)];
+                let asked = [(&*a.peer, said()?), (&*b.peer, said()?)];
                 // It takes a moment.
                 self.now_us = (self.now_us + 500) & TIME_MASK;
                 self.picker.settle(asked, self.now_us, &mut self.rng, &tried).map(|chosen| chosen.peer.clone())
