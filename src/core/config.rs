@@ -50,7 +50,7 @@ pub struct ServiceConfig {
     pub slow_start: Duration,
     /// Which endpoints a client is to prefer by where they run.
     pub locality: LocalityConfig,
-    /// The most endpoints one client gets to see; 0 for all. `ring_hash` shows all of them to everybody.
+    /// Endpoints that one client gets to see, about; 0 for all. `ring_hash` shows all of them to everybody.
     pub subset_size: u32,
     /// What `ring_hash` goes by.
     pub ring_hash: RingConfig,
@@ -58,6 +58,19 @@ pub struct ServiceConfig {
     pub calls: CallConfig,
     /// How its endpoints are connected to when they are checked; `None` is plaintext.
     pub tls: Option<EndpointTls>,
+}
+
+impl ServiceConfig {
+    /// About how many endpoints one client is to see; `None` for all. Of a ring everybody sees everything: with a part each,
+    /// two clients would send one key to two endpoints, and with the same part for all, the other endpoints would stand idle.
+    pub(crate) fn subset(&self) -> Option<usize> {
+        match self.policy {
+            PolicyKind::RingHash => None,
+            PolicyKind::LeastLoad | PolicyKind::WeightedRoundRobin | PolicyKind::RoundRobin => {
+                Some(self.subset_size as usize).filter(|size| *size > 0)
+            }
+        }
+    }
 }
 
 /// Endpoints speak TLS, and show the name that their `tls_name` says. Files, by name: what is in them is not known here.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     model::{Address, Cohort, SourceId, Timestamp},
-    policy::{Assignment, assign, subset_size},
+    policy::{Assignment, assign},
     snapshot::{Code, EndpointSnapshot, Reason, ServiceSnapshot, SourceSnapshot, State},
 };
 
@@ -189,9 +189,15 @@ impl Walk<'_> {
         let spec = &self.endpoint.spec;
         let tier = tier.map_or_else(|| "-".into(), |tier| tier.to_string());
         let outside = offered && at.is_none();
-        let subset = match subset_size(service) {
-            0 => "all endpoints".to_owned(),
-            size => format!("at most {size} of each tier for this client"),
+        let subset = match (service.config.subset(), self.endpoint.seats.cohorts) {
+            (None, _) => "all endpoints".to_owned(),
+            (Some(size), 0) => format!("at most {size} of each tier for this client"),
+            (Some(size), cohorts) => {
+                let (seats, percent) = (cohorts.count_ones(), self.endpoint.seats.weight_milli / 10);
+                format!(
+                    "about {size} of each tier for this client; {seats} cohorts see it, with {percent} % of its weight"
+                )
+            }
         };
         let zone = format!("client {}, endpoint {}", named(cohort.locality.as_str()), named(spec.locality.as_str()));
         let priority = format!("configured {}, tier {tier} for this client", spec.priority);

@@ -346,8 +346,13 @@ impl Cohort {
 
     /// A number for this cohort and endpoint that orders equals differently in each cohort.
     pub(crate) fn tie_break(&self, address: &Address) -> u64 {
-        hash::text(self.seed + 1, address.as_str())
+        place(self.seed, address)
     }
+}
+
+/// The same number for all cohorts of a seed.
+pub(crate) fn place(seed: u64, address: &Address) -> u64 {
+    hash::text(seed + 1, address.as_str())
 }
 
 /// A utilisation from outside as permille; NaN, infinite, negative and absurd values are refused.

@@ -15,7 +15,6 @@ mod subset;
 mod tier;
 
 pub use ring::Ring;
-pub(crate) use subset::size as subset_size;
 use tier::Tiers;
 
 /// How a list is to be taken.
@@ -103,11 +102,11 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
     let keys = ring::Keys::of_service(service);
     let mut endpoints: Vec<Assigned> = Vec::with_capacity(service.endpoints.len());
     for (priority, tier) in tiers.chosen.iter().enumerate() {
-        let mut tier = subset::choose(tier, subset::size(service), cohort);
-        order::sort(service.config.policy, &mut tier, cohort);
-        endpoints.extend(tier.into_iter().map(|endpoint| Assigned {
+        let mut subset = subset::choose(tier, service.config.subset(), cohort);
+        order::sort(service.config.policy, &mut subset.endpoints, cohort);
+        endpoints.extend(subset.endpoints.iter().map(|endpoint| Assigned {
             priority: priority as u32,
-            weight: endpoint.weight,
+            weight: subset.weight(endpoint),
             capacity_milli: capacity_milli(service.config.policy, endpoint),
             reasons: reasons(endpoint, priority, &tiers),
             is_keyed_by_instance: keys.is_by_instance(&endpoint.spec),

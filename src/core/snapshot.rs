@@ -199,6 +199,8 @@ pub struct EndpointSnapshot {
     pub load_permille: u32,
     /// How full it said it is.
     pub utilization_permille: Option<u32>,
+    /// Who sees it, where each client sees a part.
+    pub seats: Seats,
     /// Calls in flight when it reported last.
     pub in_flight: u32,
     /// Completed calls, thousandths per second.
@@ -215,6 +217,22 @@ pub struct EndpointSnapshot {
     pub overrides: Vec<Override>,
     /// When it became known under this incarnation.
     pub joined_at: Timestamp,
+}
+
+/// Which cohorts see an endpoint, where there are more endpoints than one client is to see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seats {
+    /// A bit for each seed; 0 while it is not known who calls how much, and where everybody sees everything.
+    pub cohorts: u64,
+    /// The part of its weight that it has for those who see a part, so that what all of them send it is its share of all
+    /// calls; thousandths.
+    pub weight_milli: u32,
+}
+
+impl Default for Seats {
+    fn default() -> Self {
+        Self { cohorts: 0, weight_milli: 1000 }
+    }
 }
 
 impl EndpointSnapshot {

@@ -28,6 +28,7 @@ mod load;
 mod outlier;
 mod refusal;
 mod service;
+mod subsets;
 mod view;
 mod weigh;
 mod words;

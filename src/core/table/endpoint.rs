@@ -8,7 +8,10 @@ use super::{
     load::Load,
     outlier::Outlier,
 };
-use crate::model::{EndpointSpec, SourceId, Timestamp};
+use crate::{
+    model::{EndpointSpec, SourceId, Timestamp},
+    snapshot::Seats,
+};
 
 /// How long an endpoint that left by its own word is still named with weight 0, so that clients which resume against a
 /// balancer that does not know everything yet leave it too.
@@ -52,6 +55,8 @@ pub(super) struct Endpoint {
     pub(super) trusted: bool,
     /// Its failed checks are not believed, since too many fail at once.
     pub(super) doubted: bool,
+    /// Who sees it, where each client sees a part.
+    pub(super) seats: Seats,
     /// The last published weight by throughput, permille of the mean; kept for hysteresis.
     pub(super) throughput_permille: u32,
 }
@@ -88,6 +93,7 @@ impl Endpoint {
             warmed_permille: 0,
             trusted: false,
             doubted: false,
+            seats: Seats::default(),
             throughput_permille: EVEN_PERMILLE,
         }
     }
@@ -99,7 +105,8 @@ impl Endpoint {
         let mut health = self.health.clone();
         health.restart();
         let trusted = !listed_by.is_empty();
-        *self = Self { listed_by, listed, health, trusted, ..Self::new(spec, newcomer, now) };
+        let seats = std::mem::take(&mut self.seats);
+        *self = Self { listed_by, listed, health, trusted, seats, ..Self::new(spec, newcomer, now) };
     }
 
     /// From here on it is only what its sources say of it.
@@ -116,6 +123,11 @@ impl Endpoint {
     /// Whether it is gone once this source no longer names it.
     pub(super) fn is_named_by_nobody_but(&self, source: &SourceId) -> bool {
         self.registration.is_none() && self.listed_by.iter().eq([source])
+    }
+
+    /// Thousandths of the capacity of the median endpoint.
+    pub(super) fn capacity_milli(&self) -> u64 {
+        self.capacity.milli().into()
     }
 
     /// Which start of the backend this is, as far as anybody knows; 0 when nobody does.

@@ -198,6 +198,7 @@ impl Service {
         let Some(endpoint) = self.endpoints.get_mut(address) else { return };
         endpoint.load.ended(outcomes, now);
         self.urgent |= endpoint.outlier.told(client, outcomes, now);
+        self.subsets.called(client, outcomes.ok.saturating_add(outcomes.failed));
         if outcomes.failed > 0 || outcomes.suspect {
             let evidence_matters = endpoint.health.failed_checks() > 0;
             self.urgent |= endpoint.health.client_failed(now) | evidence_matters;
@@ -294,7 +295,7 @@ impl Room {
             let tier = room.tiers.entry(endpoint.spec.priority).or_insert(Some((0, 0)));
             let utilization = endpoint.load.utilization_permille().map(u64::from);
             *tier = tier.zip(utilization).map(|((work, capacity), utilization)| {
-                (work + utilization * capacity_milli(endpoint), capacity + borne_milli(endpoint))
+                (work + utilization * endpoint.capacity_milli(), capacity + borne_milli(endpoint))
             });
         }
         room.whole_min = (room.all * percent).div_ceil(100).max(1);
@@ -323,10 +324,5 @@ impl Room {
 
 /// The capacity that it gets calls for.
 fn borne_milli(endpoint: &Endpoint) -> u64 {
-    if endpoint.outlier.is_out() { 0 } else { capacity_milli(endpoint) * endpoint.outlier.share_permille() / 1000 }
-}
-
-/// Thousandths of the median endpoint's capacity.
-fn capacity_milli(endpoint: &Endpoint) -> u64 {
-    endpoint.capacity.milli().into()
+    if endpoint.outlier.is_out() { 0 } else { endpoint.capacity_milli() * endpoint.outlier.share_permille() / 1000 }
 }

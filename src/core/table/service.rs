@@ -13,6 +13,7 @@ use super::{
     fleet::Gauge,
     health::Verdict,
     judge::Judge,
+    subsets::Subsets,
     words::Words,
 };
 use crate::{
@@ -57,6 +58,7 @@ pub(super) struct Service {
     pub(super) judge: Judge,
     pub(super) scale: Scale,
     pub(super) gauge: Gauge,
+    pub(super) subsets: Subsets,
     /// Until then backends that registered before the balancer started may still turn up.
     settled_at: Timestamp,
     /// It began with what the last start had kept: everybody heard before is in it, and nothing has to settle.
@@ -89,6 +91,7 @@ impl Service {
             judge: Judge::default(),
             scale: Scale::default(),
             gauge: Gauge::default(),
+            subsets: Subsets::default(),
             settled_at,
             restored: false,
             unkept: true,
@@ -360,6 +363,7 @@ impl Service {
                 registration.late = false;
             }
         }
+        self.subsets.resumed(now);
         self.judge.not_before = now.after(self.config.health.interval + self.config.health.deadline);
         self.urgent = true;
     }
@@ -389,6 +393,7 @@ impl Service {
             PolicyKind::WeightedRoundRobin => self.weigh(now),
             PolicyKind::LeastLoad | PolicyKind::RoundRobin | PolicyKind::RingHash => self.weigh_evenly(),
         }
+        self.plan_subsets(words, now);
         self.urgent = false;
         self.built_at = now;
         self.due = self.next_due(words, now);
@@ -482,6 +487,6 @@ impl Service {
         let words = words.and_then(Words::due);
         let outliers = self.endpoints.values().filter_map(|e| e.outlier.due(now));
         let dues = reports.chain(evidence).chain(estimates).chain(settled).chain(words).chain(outliers);
-        dues.min().unwrap_or(Timestamp(u64::MAX))
+        dues.chain(self.subsets.due()).min().unwrap_or(Timestamp(u64::MAX))
     }
 }

@@ -107,6 +107,7 @@ impl<'a> Face<'a> {
             capacity_milli: service.capacity_milli(endpoint),
             load_permille: endpoint.load.published_permille(),
             utilization_permille: endpoint.load.utilization_permille(),
+            seats: endpoint.seats.clone(),
             in_flight: endpoint.load.in_flight(),
             calls_per_second_milli: (endpoint.load.calls_per_second() * 1000.0) as u64,
             check: endpoint.health.check.clone(),
@@ -347,6 +348,7 @@ fn shows_the_same(a: &ServiceSnapshot, b: &ServiceSnapshot) -> bool {
             && a.state == b.state
             && a.weight == b.weight
             && a.capacity_milli == b.capacity_milli
+            && a.seats == b.seats
             && a.load_permille == b.load_permille
             && a.overrides == b.overrides
             && a.reasons.iter().map(|r| (r.code, &r.detail)).eq(b.reasons.iter().map(|r| (r.code, &r.detail)))

@@ -1,0 +1,211 @@
+//! Who sees whom, where there are more endpoints than one client is to see. Hashing alone gives some endpoints to more
+//! clients than others, and does not know who calls how much. The balancer does: clients tell of their calls. So each
+//! endpoint has seats, the cohorts that see it, and a weight by which what all of them send it is its share of the capacity
+//! ([note 27](../../decisions/0027-exact-subsets.md)).
+//!
+//! Looked at every ten seconds, changed every thirty at most, and only for an imbalance that is none of chance. Until calls
+//! are known there are no seats, and lists choose by hash alone.
+
+use std::time::Duration;
+
+use super::{endpoint::Endpoint, service::Service, words::Words};
+use crate::{
+    event::Client,
+    model::{Cohort, Locality, Timestamp},
+    snapshot::Seats,
+};
+
+mod plan;
+
+use plan::{Demands, Member};
+
+/// Between two looks at who calls how much.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Between two plans, and before the first one.
+const PLAN_PERIOD: Duration = Duration::from_secs(30);
+
+/// Weight of the newest look against the past: half of what counts is younger than 20 s, and it is worth a minute of calls.
+const SMOOTHING: f64 = 0.3;
+const SMOOTHED_S: f64 = 60.0;
+
+/// Calls per second below which nobody is planned for: chance alone decides who gets so few.
+const RATE_MIN: f64 = 20.0;
+
+/// A cohort that calls less is one that does not call.
+const COHORT_RATE_MIN: f64 = 0.01;
+
+/// Who calls the endpoints of a service.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Subsets {
+    groups: Vec<Group>,
+    looked_at: Timestamp,
+}
+
+/// Those who prefer the same endpoints: clients of one zone, or all.
+#[derive(Debug, Clone)]
+struct Group {
+    /// `None` where zones make no difference.
+    zone: Option<Locality>,
+    demands: Demands,
+    since: Timestamp,
+    planned_at: Option<Timestamp>,
+    /// The tier that was planned for.
+    priority: Option<u32>,
+}
+
+impl Group {
+    fn is_for(&self, locality: &Locality) -> bool {
+        self.zone.as_ref().is_none_or(|zone| zone.as_str() == locality.zone())
+    }
+}
+
+impl Subsets {
+    /// Counts calls of a client.
+    pub(super) fn called(&mut self, client: &Client, calls: u64) {
+        let Some(group) = self.groups.iter_mut().find(|group| group.is_for(&client.locality)) else { return };
+        let seed = Cohort::of(&client.id, Locality::unknown()).seed;
+        if let Some(demand) = group.demands.of(seed) {
+            demand.calls = demand.calls.saturating_add(calls);
+        }
+    }
+
+    /// The balancer was away: what came in meanwhile is not what is called in a period.
+    pub(super) fn resumed(&mut self, now: Timestamp) {
+        self.looked_at = now;
+        for group in &mut self.groups {
+            group.demands.all().iter_mut().for_each(|demand| demand.calls = 0);
+        }
+    }
+
+    /// When time alone may change something.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        (!self.groups.is_empty()).then(|| self.looked_at.after(LOOK))
+    }
+}
+
+impl Service {
+    /// Keeps seats true to who calls.
+    pub(super) fn plan_subsets(&mut self, words: Option<&Words>, now: Timestamp) {
+        let size = self.config.subset().filter(|size| self.endpoints.len() > *size);
+        let Some(size) = size else {
+            if !self.subsets.groups.is_empty() {
+                self.subsets = Subsets::default();
+                self.endpoints.values_mut().for_each(|endpoint| endpoint.seats = Seats::default());
+            }
+            return;
+        };
+        let is_first = self.subsets.groups.is_empty();
+        let elapsed = now.since(self.subsets.looked_at);
+        if !is_first && elapsed < LOOK {
+            return self.admit_newcomers(words);
+        }
+        self.regroup(now);
+        let mut groups = std::mem::take(&mut self.subsets.groups);
+        for group in groups.iter_mut().filter(|_| !is_first) {
+            group.look(elapsed, now);
+            let (priority, mut members) = self.members(group, words);
+            if members.len() <= size || group.demands.rate() < RATE_MIN {
+                group.planned_at = None;
+                members.iter_mut().for_each(|member| member.seats = Seats::default());
+            } else if now.since(group.planned_at.unwrap_or(group.since)) >= PLAN_PERIOD {
+                let calls = group.demands.rate() * SMOOTHED_S;
+                if group.planned_at.is_none() || group.demands.is_off(&members, calls) {
+                    group.demands.plan(&mut members, size);
+                    group.planned_at = Some(now);
+                    group.priority = priority;
+                }
+            }
+            self.seat(members);
+        }
+        self.subsets = Subsets { groups, looked_at: now };
+        self.admit_newcomers(words);
+    }
+
+    /// A group for each zone of endpoints where clients prefer their own, otherwise one.
+    fn regroup(&mut self, now: Timestamp) {
+        let mut zones: Vec<Option<Locality>> = if self.config.locality.prefer_zone {
+            let zones = self.endpoints.values().map(|e| e.spec.locality.zone()).filter(|zone| !zone.is_empty());
+            zones.map(|zone| Locality::parse(zone).ok()).filter(Option::is_some).collect()
+        } else {
+            vec![None]
+        };
+        zones.sort();
+        zones.dedup();
+        self.subsets.groups.retain(|group| zones.contains(&group.zone));
+        for zone in zones {
+            if !self.subsets.groups.iter().any(|group| group.zone == zone) {
+                let demands = Demands::default();
+                self.subsets.groups.push(Group { zone, demands, since: now, planned_at: None, priority: None });
+            }
+        }
+    }
+
+    /// The best tier of a group: its priority, and who is in it.
+    fn members(&self, group: &Group, words: Option<&Words>) -> (Option<u32>, Vec<Member>) {
+        let is_meant = |e: &&Endpoint| {
+            group.is_for(&e.spec.locality)
+                && e.trusted
+                && !e.is_leaving()
+                && !words.is_some_and(|words| words.take_out(&e.spec))
+        };
+        let meant: Vec<&Endpoint> = self.endpoints.values().filter(is_meant).collect();
+        let best = meant.iter().map(|e| e.spec.priority).min();
+        let capacity = |e: &Endpoint| {
+            let percent = words.and_then(|words| words.effective(&e.spec).weight_percent).map_or(100, |(p, _)| p);
+            let weight = f64::from(e.spec.weight) * f64::from(percent) * f64::from(e.throughput_permille);
+            if e.may_be_offered() { weight * e.capacity_milli() as f64 } else { 0.0 }
+        };
+        let member =
+            |e: &Endpoint| Member { address: e.spec.address.clone(), capacity: capacity(e), seats: e.seats.clone() };
+        let mut members: Vec<Member> =
+            meant.into_iter().filter(|e| Some(e.spec.priority) == best).map(member).collect();
+        let whole: f64 = members.iter().map(|member| member.capacity).sum();
+        members.iter_mut().for_each(|member| member.capacity /= whole.max(f64::MIN_POSITIVE));
+        (best, members)
+    }
+
+    fn seat(&mut self, members: Vec<Member>) {
+        for member in members {
+            if let Some(endpoint) = self.endpoints.get_mut(&member.address) {
+                endpoint.seats = member.seats;
+            }
+        }
+    }
+
+    /// Who has come since the last plan is seen at once, by as many cohorts as the others.
+    fn admit_newcomers(&mut self, words: Option<&Words>) {
+        let groups = std::mem::take(&mut self.subsets.groups);
+        for group in groups.iter().filter(|group| group.planned_at.is_some()) {
+            let is_new = |e: &Endpoint| {
+                e.seats.cohorts == 0
+                    && group.priority == Some(e.spec.priority)
+                    && group.is_for(&e.spec.locality)
+                    && e.may_be_offered()
+            };
+            if !self.endpoints.values().any(is_new) {
+                continue;
+            }
+            let (_, mut members) = self.members(group, words);
+            members.retain(|member| member.seats.cohorts == 0 && member.capacity > 0.0);
+            members.iter_mut().for_each(|member| group.demands.admit(member));
+            self.seat(members);
+        }
+        self.subsets.groups = groups;
+    }
+}
+
+impl Group {
+    fn look(&mut self, elapsed: Duration, now: Timestamp) {
+        // What came in within the first period began at some time of it.
+        let is_first = now.since(self.since) <= elapsed;
+        for demand in self.demands.all() {
+            let sample = std::mem::take(&mut demand.calls) as f64 / elapsed.as_secs_f64().max(1.0);
+            demand.rate += if is_first { sample } else { SMOOTHING * (sample - demand.rate) };
+            if demand.rate < COHORT_RATE_MIN {
+                demand.rate = 0.0;
+            }
+        }
+        self.demands.share_out();
+    }
+}
