@@ -5,6 +5,7 @@
 use crate::{
     config::PolicyKind,
     hash::Hasher,
+    limits::WEIGHT_MAX,
     model::{Cohort, EndpointSpec, ServiceName, Version},
     snapshot::{Code, EndpointSnapshot, Mode, ServiceSnapshot, State},
 };
@@ -87,8 +88,7 @@ pub struct Assigned {
     pub priority: u32,
     /// Share of calls within the tier; 0 means no new calls.
     pub weight: u32,
-    /// Calls it gets done against the median endpoint, thousandths: its share of calls is weight times this. 0 while nothing
-    /// is known of any.
+    /// Calls it gets done against the usual endpoint, thousandths: its share of calls is weight times this.
     pub capacity_milli: u32,
     /// Why here.
     pub reasons: Vec<(Code, String)>,
@@ -106,7 +106,7 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
         order::sort(service.config.policy, &mut subset.endpoints, cohort);
         endpoints.extend(subset.endpoints.iter().map(|endpoint| Assigned {
             priority: priority as u32,
-            weight: subset.weight(endpoint),
+            weight: weight(service.config.policy, endpoint, subset.weight(endpoint)),
             capacity_milli: capacity_milli(service.config.policy, endpoint),
             reasons: reasons(endpoint, priority, &tiers),
             is_keyed_by_instance: keys.is_by_instance(&endpoint.spec),
@@ -137,11 +137,33 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
     assignment
 }
 
-/// What clients are told of an endpoint's capacity. Their share for it is weight times capacity, so what is measured goes into
-/// one of the two alone: into the weight for `weighted_round_robin`, which clients use that know of nothing else.
+/// The weight that the configuration gives where it says nothing.
+const WEIGHT_USUAL: u64 = 100;
+
+/// Share of calls wanted, of the weight that the cohort's part of the endpoint has. For `least_load` what is configured is in the
+/// capacity, where what is measured corrects it, and the weight says how much of that is wanted: all, but for those that start
+/// or that an operator holds back. For `weighted_round_robin`, which clients use that know of nothing else, both are in the
+/// weight. Who is offered at all is offered some.
+fn weight(policy: PolicyKind, endpoint: &EndpointSnapshot, part: u32) -> u32 {
+    let weight = match policy {
+        PolicyKind::LeastLoad => u64::from(part) * WEIGHT_USUAL / u64::from(endpoint.spec.weight.max(1)),
+        PolicyKind::WeightedRoundRobin => u64::from(part) * u64::from(endpoint.capacity_milli) / 1000,
+        PolicyKind::RoundRobin | PolicyKind::RingHash => u64::from(part),
+    };
+    weight.clamp(part.min(1).into(), WEIGHT_MAX.into()) as u32
+}
+
+/// What clients are told of an endpoint's capacity, thousandths of the usual one; their share for it is weight times this, and
+/// what they hear of its load is taken per this.
 fn capacity_milli(policy: PolicyKind, endpoint: &EndpointSnapshot) -> u32 {
+    let per_weight = match endpoint.capacity_milli {
+        0 => 1000,
+        known => u64::from(known),
+    };
     match policy {
-        PolicyKind::LeastLoad => endpoint.capacity_milli,
+        PolicyKind::LeastLoad => {
+            (per_weight * u64::from(endpoint.spec.weight) / WEIGHT_USUAL).clamp(1, u32::MAX.into()) as u32
+        }
         PolicyKind::WeightedRoundRobin | PolicyKind::RoundRobin | PolicyKind::RingHash => 1000,
     }
 }

@@ -97,7 +97,8 @@ impl ServiceSnapshot {
 /// How the endpoints of a service fare together, for clients, that see some of them. Zeros while nobody reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fleet {
-    /// Calls in flight per capacity of which nine in ten offered endpoints have less, thousandths.
+    /// Calls in flight per usual share (weight 100 times capacity 1000) of which nine in ten offered endpoints have less,
+    /// thousandths.
     pub hot_milli: u32,
     /// Mean time that a call takes where it has not to wait, microseconds.
     pub service_time_us: u64,
@@ -188,11 +189,12 @@ pub struct EndpointSnapshot {
     pub state: State,
     /// Why; the first is the main one. Empty for an eligible endpoint of which there is nothing to say.
     pub reasons: Vec<Reason>,
-    /// Share of new calls wanted: weight of the spec, times operator's percent, slow start and the policy's own measure.
-    /// 0 when not offered.
+    /// Share of new calls wanted, before anything measured: weight of the spec, times operator's percent and slow start. 0 when
+    /// not offered.
     pub weight: u32,
-    /// Calls it gets done per second against the median endpoint, thousandths: 1000 is usual. 0 while nothing is known of any
-    /// endpoint of the service; 1000 throughout where the policy asks for no measure.
+    /// Calls it gets done per second and weight, against the median endpoint, thousandths: 1000 is usual. 0 while nothing is known of any
+    /// endpoint of the service; 1000 throughout where the policy asks for no measure. Its share is weight times this, which
+    /// for `weighted_round_robin` makes up for what it has in flight as well.
     #[serde(default)]
     pub capacity_milli: u32,
     /// How full it is, for the order of lists; steps of 100 with hysteresis, so that lists do not flicker.

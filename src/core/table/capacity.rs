@@ -3,6 +3,9 @@
 //! that ended well per second of full utilisation, against the median of the service, since one that lies must not move
 //! the others. It decides nothing: what a list says of it is the policies'.
 //!
+//! A capacity is per configured weight, and a share is weight times capacity. Whoever gave a large host twice the weight has
+//! said already what would be measured: it must not count twice. What an operator or a slow start takes off is not put back.
+//!
 //! The estimate is slow on purpose. It stands for hosts, not for moments: those are the client's to see.
 
 use std::{ops::RangeInclusive, time::Duration};
@@ -12,12 +15,12 @@ use crate::{
     config::PolicyKind,
     event::LoadReport,
     limits::{CAPACITY_MILLI_MAX, CAPACITY_MILLI_MIN},
-    model::Timestamp,
+    model::{EndpointSpec, Timestamp},
     snapshot::EndpointSnapshot,
 };
 
 /// The capacity of the median endpoint, and of one of which nothing is known.
-const USUAL_MILLI: u32 = 1000;
+pub(super) const USUAL_MILLI: u32 = 1000;
 
 /// Time between two looks at the estimates of a service. Reports come every second.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -119,7 +122,8 @@ impl Sums {
     }
 }
 
-/// The last evidence: how many calls a second of full utilisation is worth, as a logarithm, and from how many calls that is.
+/// The last evidence: how many calls a second of full utilisation is worth per weight, as a logarithm, and from how many calls
+/// that is.
 #[derive(Debug, Clone, Copy)]
 struct Found {
     at: Timestamp,
@@ -195,7 +199,7 @@ impl Capacity {
     ) {
         let ((then, before), (now, after)) = (before, after);
         if after.utilization_permille.is_some() && self.measure != Measure::Utilization {
-            (self.measure, self.sums) = (Measure::Utilization, Sums::default());
+            *self = Self { measure: Measure::Utilization, milli: self.milli, ..Self::default() };
         }
         let passed = now.since(then);
         let fell = after.completions < before.completions
@@ -218,11 +222,6 @@ impl Capacity {
         self.is_fresh = true;
     }
 
-    /// The estimate as it was published last, thousandths of the median endpoint's.
-    pub(super) fn milli(&self) -> u32 {
-        self.milli
-    }
-
     /// From now on its reports are evidence, or are not.
     fn freeze(&mut self, frozen: bool) {
         self.is_frozen = frozen;
@@ -236,14 +235,14 @@ impl Capacity {
         }
     }
 
-    fn look(&mut self, now: Timestamp) {
+    fn look(&mut self, weight: u32, now: Timestamp) {
         let is_fresh = std::mem::take(&mut self.is_fresh);
         let is_busy = match self.measure {
             Measure::Utilization => self.sums.level() >= UTILIZATION_MIN,
             Measure::InFlight => self.sums.cost_s > 0.0,
         };
         if is_fresh && is_busy && self.sums.good >= COMPLETIONS_MIN {
-            let rate_ln = (self.sums.good / self.sums.cost_s).ln();
+            let rate_ln = (self.sums.good / self.sums.cost_s / f64::from(weight.max(1))).ln();
             self.found = Some(Found { at: now, rate_ln, completions: self.sums.good });
         }
         if self.found.is_some_and(|found| now.since(found.at) >= EXPIRY) {
@@ -264,9 +263,24 @@ impl Capacity {
         self.ratio_ln += (self.target_ln - self.ratio_ln).clamp(-most, most);
     }
 
+    /// As it was published last, thousandths of the median endpoint's, per weight.
+    pub(super) fn milli(&self) -> u32 {
+        self.milli
+    }
+
+    /// As estimated, against the median.
+    pub(super) fn ratio(&self) -> f64 {
+        self.ratio_ln.exp()
+    }
+
+    /// Whether what it reports is no evidence now.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.is_frozen
+    }
+
     /// Publishes the estimate if it moved enough. Returns whether it did.
     fn hold(&mut self, may_gather: bool) -> bool {
-        let milli = (f64::from(USUAL_MILLI) * self.ratio_ln.exp()).round() as u32;
+        let milli = (f64::from(USUAL_MILLI) * self.ratio()).round() as u32;
         let milli = milli.clamp(CAPACITY_MILLI_MIN, CAPACITY_MILLI_MAX);
         let step = if may_gather { STEP_PERMILLE } else { STEP_AT_ONCE_PERMILLE };
         let moved = u64::from(milli.abs_diff(self.milli)) * 1000 >= u64::from(self.milli) * u64::from(step);
@@ -277,11 +291,16 @@ impl Capacity {
     }
 }
 
+/// Priority, and zone where that matters.
+pub(super) type Tier<'a> = (u32, &'a str);
+
 /// What is held of the capacities of a service as a whole.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Scale {
     measured_at: Timestamp,
     gathered_at: Timestamp,
+    /// When weights that are measured changed last.
+    pub(super) weighed_at: Timestamp,
     /// There is evidence on some endpoint.
     pub(super) is_known: bool,
 }
@@ -295,7 +314,7 @@ impl Service {
         }
         self.scale.measured_at = now;
         self.freeze(now);
-        self.endpoints.values_mut().for_each(|endpoint| endpoint.capacity.look(now));
+        self.endpoints.values_mut().for_each(|endpoint| endpoint.capacity.look(endpoint.spec.weight, now));
         // After a pause of the balancer itself nothing leaps.
         let seconds = passed.min(PERIOD * 2).as_secs_f64();
         for measure in Measure::ALL {
@@ -313,6 +332,7 @@ impl Service {
         if may_gather && gathered {
             self.scale.gathered_at = now;
         }
+        self.weigh(now);
         self.gauge();
         true
     }
@@ -331,12 +351,18 @@ impl Service {
         }
     }
 
+    /// Those that are called by the same clients: utilisation and queues of others say nothing of theirs.
+    pub(super) fn tier<'a>(&self, spec: &'a EndpointSpec) -> Tier<'a> {
+        (spec.priority, if self.config.locality.prefer_zone { spec.locality.zone() } else { "" })
+    }
+
     /// What snapshots say of an endpoint's capacity, before the ceiling: 0 while nothing is known of any. Policies that ask
     /// for no measure have none.
     pub(super) fn capacity_milli(&self, endpoint: &Endpoint) -> u32 {
         match self.config.policy {
-            PolicyKind::LeastLoad | PolicyKind::WeightedRoundRobin if self.scale.is_known => endpoint.capacity.milli,
-            PolicyKind::LeastLoad | PolicyKind::WeightedRoundRobin => 0,
+            PolicyKind::LeastLoad if self.scale.is_known => endpoint.capacity.milli,
+            PolicyKind::LeastLoad => 0,
+            PolicyKind::WeightedRoundRobin => endpoint.measured_milli,
             PolicyKind::RoundRobin | PolicyKind::RingHash => USUAL_MILLI,
         }
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    capacity::Capacity,
+    capacity::{Capacity, USUAL_MILLI},
     health::{Health, Verdict},
     load::Load,
     outlier::Outlier,
@@ -20,9 +20,6 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(15);
 /// The share a starting endpoint begins with, and the steps its share grows by, permille: each step is a list.
 const SLOW_START_MIN_PERMILLE: u64 = 100;
 const SLOW_START_STEP_PERMILLE: u64 = 25;
-
-/// The weight of an endpoint against the others where nothing is measured.
-pub(super) const EVEN_PERMILLE: u32 = 1000;
 
 #[derive(Debug, Clone)]
 pub(super) struct Endpoint {
@@ -57,8 +54,8 @@ pub(super) struct Endpoint {
     pub(super) doubted: bool,
     /// Who sees it, where each client sees a part.
     pub(super) seats: Seats,
-    /// The last published weight by throughput, permille of the mean; kept for hysteresis.
-    pub(super) throughput_permille: u32,
+    /// What its weight is multiplied with where clients know of nothing else, thousandths; kept for hysteresis.
+    pub(super) measured_milli: u32,
 }
 
 /// Its own word that it exists.
@@ -94,7 +91,7 @@ impl Endpoint {
             trusted: false,
             doubted: false,
             seats: Seats::default(),
-            throughput_permille: EVEN_PERMILLE,
+            measured_milli: USUAL_MILLI,
         }
     }
 
@@ -125,9 +122,9 @@ impl Endpoint {
         self.registration.is_none() && self.listed_by.iter().eq([source])
     }
 
-    /// Thousandths of the capacity of the median endpoint.
+    /// Calls it gets done: its weight, and what is measured per weight, thousandths.
     pub(super) fn capacity_milli(&self) -> u64 {
-        self.capacity.milli().into()
+        u64::from(self.capacity.milli()) * u64::from(self.spec.weight)
     }
 
     /// Which start of the backend this is, as far as anybody knows; 0 when nobody does.

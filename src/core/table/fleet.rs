@@ -8,8 +8,11 @@ use crate::{config::PolicyKind, snapshot::Fleet};
 /// Weight of the newest second against the past: half of what is told is of the last second, nine tenths of the last four.
 const SMOOTHING: f64 = 0.5;
 
-/// From this share of offered endpoints on calls in flight count as many.
+/// From this share of offered endpoints on calls in flight are many.
 const HOT_PERMILLE: usize = 900;
+
+/// The weight of an endpoint that nobody gave another one.
+const USUAL_WEIGHT: f64 = 100.0;
 
 /// Above this utilisation time in the system is time in queues as well. The service time is then believed to grow by this
 /// much a second at most: a burst is over before it shows, and a service whose calls take longer is not misjudged for long.
@@ -88,7 +91,7 @@ impl Service {
         let utilizations = endpoints.iter().filter_map(|e| e.load.utilization_permille());
         // Above full are calls that wait: full is full, and nobody counts for more than one.
         let utilizations: Vec<f64> = utilizations.map(|permille| f64::from(permille.min(1000)) / 1e3).collect();
-        let in_flight = endpoints.iter().map(|e| f64::from(e.load.in_flight()) / self.capacity_in_lists(e)).collect();
+        let in_flight = endpoints.iter().map(|e| f64::from(e.load.in_flight()) / self.usual_shares(e)).collect();
         let times = endpoints.iter().filter_map(|e| e.load.time_in_system_us()).collect();
         let mut turned_away: Vec<f64> = endpoints.iter().map(|e| e.load.overloaded()).collect();
         turned_away.sort_by(f64::total_cmp);
@@ -120,15 +123,13 @@ impl Service {
         self.gauge = new;
     }
 
-    /// As clients are told it, so that they compare like with like.
-    fn capacity_in_lists(&self, endpoint: &Endpoint) -> f64 {
-        match self.config.policy {
-            PolicyKind::LeastLoad => match self.capacity_milli(endpoint) {
-                0 => 1.0,
-                milli => f64::from(milli) / 1e3,
-            },
-            PolicyKind::WeightedRoundRobin | PolicyKind::RoundRobin | PolicyKind::RingHash => 1.0,
-        }
+    /// The endpoint's share as lists have it, in usual ones, so that clients compare like with like.
+    fn usual_shares(&self, endpoint: &Endpoint) -> f64 {
+        let capacity = match self.config.policy {
+            PolicyKind::LeastLoad | PolicyKind::WeightedRoundRobin => endpoint.capacity.ratio(),
+            PolicyKind::RoundRobin | PolicyKind::RingHash => 1.0,
+        };
+        f64::from(endpoint.spec.weight.max(1)) / USUAL_WEIGHT * capacity
     }
 }
 

@@ -121,19 +121,6 @@ impl Load {
         self.calls_per_second
     }
 
-    /// Calls per second at full utilisation, with failures counting as utilisation: the weight of gRPC A58,
-    /// `qps / (utilization + eps / qps * penalty)` with penalty 1. Where no utilisation is measured the mean number of
-    /// calls in flight takes its place (Little's law: the inverse of the service time). `None` without evidence.
-    pub(super) fn throughput(&self) -> Option<f64> {
-        let utilization = match self.utilization_permille() {
-            Some(permille) => f64::from(permille) / 1000.0,
-            None => self.in_flight_mean,
-        };
-        let failing = if self.calls_per_second > 0.0 { self.errors_per_second / self.calls_per_second } else { 0.0 };
-        let cost = utilization + failing;
-        (self.calls_per_second > 0.0 && cost > 0.0).then(|| self.calls_per_second / cost)
-    }
-
     fn load_permille(&self) -> u32 {
         match self.utilization_permille() {
             Some(permille) => permille.min((UTILIZATION_MAX * 1000.0) as u32),

@@ -17,7 +17,7 @@ use super::{
     words::Words,
 };
 use crate::{
-    config::{PolicyKind, ServiceConfig},
+    config::ServiceConfig,
     event::{Backend, CheckOutcome, LoadReport},
     model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp},
     snapshot::ServiceSnapshot,
@@ -389,10 +389,6 @@ impl Service {
         // Those that were doubted may be among them; whoever stays is then not held to their doubt.
         self.judge.doubts &= self.endpoints.values().any(|e| e.doubted);
         self.soft &= !self.measure(now);
-        match self.config.policy {
-            PolicyKind::WeightedRoundRobin => self.weigh(now),
-            PolicyKind::LeastLoad | PolicyKind::RoundRobin | PolicyKind::RingHash => self.weigh_evenly(),
-        }
         self.plan_subsets(words, now);
         self.urgent = false;
         self.built_at = now;

@@ -153,8 +153,9 @@ impl Service {
         let best = meant.iter().map(|e| e.spec.priority).min();
         let capacity = |e: &Endpoint| {
             let percent = words.and_then(|words| words.effective(&e.spec).weight_percent).map_or(100, |(p, _)| p);
-            let weight = f64::from(e.spec.weight) * f64::from(percent) * f64::from(e.throughput_permille);
-            if e.may_be_offered() { weight * e.capacity_milli() as f64 } else { 0.0 }
+            let measured = self.capacity_milli(e).max(1);
+            let capacity = f64::from(e.spec.weight) * f64::from(percent) * f64::from(measured);
+            if e.may_be_offered() { capacity } else { 0.0 }
         };
         let member =
             |e: &Endpoint| Member { address: e.spec.address.clone(), capacity: capacity(e), seats: e.seats.clone() };

@@ -125,12 +125,10 @@ impl<'a> Face<'a> {
     }
 }
 
-/// Weight of the spec, times operator's percent, slow start and throughput; at least 1, unless an operator said
-/// 0, and at most what sums in any client bear.
+/// Weight of the spec, times operator's percent and slow start; at least 1, unless an operator said 0, and at most what sums
+/// in any client bear.
 fn weight(endpoint: &Endpoint, percent: u32, share_permille: u64) -> u32 {
-    let weight =
-        u64::from(endpoint.spec.weight) * u64::from(percent) * share_permille * u64::from(endpoint.throughput_permille)
-            / (100 * 1000 * 1000);
+    let weight = u64::from(endpoint.spec.weight) * u64::from(percent) * share_permille / (100 * 1000);
     let least = u64::from(percent > 0);
     weight.clamp(least, u64::from(WEIGHT_MAX)) as u32
 }

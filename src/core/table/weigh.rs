@@ -1,53 +1,101 @@
-//! Weights by what endpoints are measured to get done, for the policy that asks for them.
+//! Shares for clients that know of nothing but weights (`weighted_round_robin`): they cannot see queues, so the balancer sees
+//! them for them, as old as its reports are. Each endpoint is given what its capacity says of the calls of a horizon, and
+//! besides what it has less in flight than its part of all, or not what it has more. A correction that takes at least twice
+//! as long as its effect takes to be seen never overshoots, so the horizon is twice the delay.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use super::{
-    endpoint::{EVEN_PERMILLE, Endpoint},
-    service::Service,
+use super::{capacity::Tier, service::Service};
+use crate::{
+    config::PolicyKind,
+    limits::{CAPACITY_MILLI_MAX, CAPACITY_MILLI_MIN},
+    model::Timestamp,
 };
-use crate::model::Timestamp;
 
-/// Weights by throughput: how long a new endpoint has none and how old a report may be (both gRPC A58), how far from the
-/// median of the service a weight may go, and the change worth a new list.
-const THROUGHPUT_BLACKOUT: Duration = Duration::from_secs(10);
-const THROUGHPUT_EXPIRY: Duration = Duration::from_secs(180);
-const THROUGHPUT_PERMILLE: std::ops::RangeInclusive<f64> = 100.0..=10_000.0;
-const THROUGHPUT_STEP_PERMILLE: u32 = 50;
+/// From a report to the clients: lists that differ in nothing but weights go out once a second.
+const PUSH: Duration = Duration::from_secs(1);
+
+/// A smaller change is no new list at once. Simulated with 20 endpoints of 8 slots (load 0.8, two of them three times slower,
+/// calls of 50 ms): as good as 2 %, with a list in 4 s instead of every second. What is left of it is set right in time.
+const STEP_PERMILLE: u32 = 100;
+const STEP_IN_TIME_PERMILLE: u32 = 30;
+const IN_TIME: Duration = Duration::from_secs(5);
+
+/// What the endpoints of one tier have in common.
+#[derive(Default)]
+struct Totals {
+    weights: f64,
+    /// Weight times capacity: of all, and of those whose reports are evidence.
+    shares: f64,
+    shares_heard: f64,
+    calls_per_second: f64,
+    in_flight: f64,
+}
 
 impl Service {
-    /// For policies that ask for no measure: what was measured for another one is forgotten.
-    pub(super) fn weigh_evenly(&mut self) {
-        self.endpoints.values_mut().for_each(|endpoint| endpoint.throughput_permille = EVEN_PERMILLE);
-    }
-
-    /// Weighs endpoints by what they are measured to get done, against the median: one that lies must not move the others.
-    /// None gets more than twice its fair share on its own word.
+    /// Brings the shares up to date, where the policy asks for them; to be called once a second. Weights are those of the
+    /// last snapshot, with what operators and slow starts make of them: what is wanted of an endpoint is not to be evened
+    /// out again.
     pub(super) fn weigh(&mut self, now: Timestamp) {
-        let measured = |e: &Endpoint| {
-            let fresh = e.load.reported_at().is_some_and(|at| now.since(at) < THROUGHPUT_EXPIRY);
-            let blackout = now.since(e.joined_at) < THROUGHPUT_BLACKOUT;
-            if fresh && !blackout { e.load.throughput() } else { None }
-        };
-        let mut known: Vec<f64> = self.endpoints.values().filter_map(measured).collect();
-        known.sort_by(f64::total_cmp);
-        let median = if known.len() < 2 { None } else { known.get(known.len() / 2).copied() };
-        let wanted = |e: &Endpoint| match (measured(e), median) {
-            (Some(throughput), Some(median)) => {
-                (throughput / median * 1000.0).clamp(*THROUGHPUT_PERMILLE.start(), *THROUGHPUT_PERMILLE.end())
+        match self.config.policy {
+            PolicyKind::WeightedRoundRobin => {}
+            PolicyKind::LeastLoad | PolicyKind::RoundRobin | PolicyKind::RingHash => return,
+        }
+        let Some(shown) = self.snapshot.clone() else { return };
+        let horizon_s = 2.0 * (self.config.report_period + PUSH).as_secs_f64();
+        let mut tiers: BTreeMap<Tier<'_>, Totals> = BTreeMap::new();
+        let mut parts = Vec::with_capacity(shown.endpoints.len());
+        for seen in shown.endpoints.iter().filter(|e| e.weight > 0) {
+            let Some(endpoint) = self.endpoints.get(&seen.spec.address) else { continue };
+            let key = self.tier(&seen.spec);
+            let weight = f64::from(seen.weight);
+            let share = weight * endpoint.capacity.ratio();
+            let is_told = endpoint.load.sequence().is_some() && !endpoint.is_late();
+            let in_flight = is_told.then(|| f64::from(endpoint.load.in_flight()));
+            let tier = tiers.entry(key).or_default();
+            tier.weights += weight;
+            tier.shares += share;
+            if let Some(in_flight) = in_flight.filter(|_| !endpoint.capacity.is_frozen()) {
+                tier.shares_heard += share;
+                tier.calls_per_second += endpoint.load.calls_per_second();
+                tier.in_flight += in_flight;
             }
-            _ => f64::from(EVEN_PERMILLE),
-        };
-        let sum: f64 = self.endpoints.values().map(wanted).sum();
-        let count = self.endpoints.len() as f64;
-        for endpoint in self.endpoints.values_mut() {
-            let own = wanted(endpoint);
-            // own / (own + others) <= 2 / count, solved for own.
-            let ceiling = if count > 2.0 { 2.0 * (sum - own) / (count - 2.0) } else { own };
-            let permille = own.min(ceiling) as u32;
-            if permille.abs_diff(endpoint.throughput_permille) >= THROUGHPUT_STEP_PERMILLE {
-                endpoint.throughput_permille = permille;
+            parts.push((&seen.spec.address, key, weight, share, in_flight));
+        }
+        let mut wanted = Vec::with_capacity(parts.len());
+        for (address, key, weight, share, in_flight) in parts {
+            let Some(tier) = tiers.get(&key) else { continue };
+            // Those that are not heard of are taken to be called as their shares say.
+            let calls = tier.calls_per_second * horizon_s * tier.shares / tier.shares_heard.max(f64::MIN_POSITIVE);
+            let mut correction = match in_flight {
+                Some(in_flight) if calls > 0.0 && tier.shares_heard > 0.0 => {
+                    (share / tier.shares_heard * tier.in_flight - in_flight) / calls
+                }
+                Some(_) | None => 0.0,
+            };
+            if self.endpoints.get(address).is_some_and(|endpoint| endpoint.capacity.is_frozen()) {
+                // One that fails its calls has few in flight, and that is no reason to send it more.
+                correction = correction.min(0.0);
+            }
+            let of_all = (share / tier.shares + correction) * tier.weights / weight;
+            let milli = (of_all * 1000.0).round().max(0.0) as u32;
+            wanted.push((address, milli.clamp(CAPACITY_MILLI_MIN, CAPACITY_MILLI_MAX)));
+        }
+        let step = if now.since(self.scale.weighed_at) < IN_TIME { STEP_PERMILLE } else { STEP_IN_TIME_PERMILLE };
+        let is_step =
+            |held: u32, wanted: u32| u64::from(held.abs_diff(wanted)) * 1000 >= u64::from(held) * u64::from(step);
+        let held = |address| self.endpoints.get(address).map_or(0, |endpoint| endpoint.measured_milli);
+        // One that moved is a new list, and then all may as well be as they are.
+        if wanted.iter().any(|(address, milli)| is_step(held(address), *milli)) {
+            self.scale.weighed_at = now;
+            for (address, milli) in wanted {
+                if let Some(endpoint) = self.endpoints.get_mut(address) {
+                    endpoint.measured_milli = milli;
+                }
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,7 @@ struct Host {
     fails: f64,
     is_silent: bool,
     incarnation: u64,
+    weight: u32,
     utilization: f64,
     sums: LoadReport,
 }
@@ -36,6 +37,7 @@ impl Host {
             fails: 0.0,
             is_silent: false,
             incarnation: 1,
+            weight: 100,
             utilization: 0.0,
             sums: LoadReport::default(),
         }
@@ -88,7 +90,8 @@ impl Fleet {
     }
 
     fn start(&mut self, at: usize) {
-        let endpoint = EndpointSpec { incarnation: self.hosts[at].incarnation, ..EndpointSpec::at(address(at)) };
+        let Host { incarnation, weight, .. } = self.hosts[at];
+        let endpoint = EndpointSpec { incarnation, weight, ..EndpointSpec::at(address(at)) };
         let passed = Event::Checked { service: name(), address: address(at), outcome: CheckOutcome::Passed };
         self.table.apply(Event::Registered { service: name(), endpoint }, self.now).unwrap();
         self.table.apply(passed, self.now).unwrap();
@@ -192,7 +195,6 @@ fn noise_is_no_news() {
         uneven = uneven.max(fleet.unevenness());
     }
     assert!(fleet.news - news <= 24, "{} lists in two minutes", fleet.news - news);
-    println!("{} {uneven}", fleet.news - news);
     assert!(uneven < 1.15, "{uneven}");
 }
 
@@ -320,5 +322,25 @@ fn policies_without_a_measure_have_none() {
         let mut fleet = Fleet::with([vec![Host::of(100.0); 4], vec![Host::of(50.0)]].concat(), policy);
         fleet.seconds(40, 200.0);
         assert_eq!([fleet.capacity(0), fleet.capacity(4)], [1000, 1000]);
+    }
+}
+
+#[test]
+fn a_large_host_that_was_given_its_weight_does_not_count_twice() {
+    let large = Host { weight: 400, ..Host::of(400.0) };
+    let mut fleet = Fleet::new([vec![Host::of(100.0); 8], vec![large; 2]].concat());
+    for _ in 0..60 {
+        fleet.second(1200.0);
+        assert!(fleet.unevenness() < 1.01, "{}", fleet.unevenness());
+    }
+    assert_eq!([fleet.capacity(0), fleet.capacity(9)], [1000, 1000]);
+}
+
+#[test]
+fn one_that_was_given_little_on_purpose_gets_twice_that_at_most() {
+    let mut fleet = Fleet::new([vec![Host::of(100.0); 9], vec![Host { weight: 1, ..Host::of(100.0) }]].concat());
+    for _ in 0..200 {
+        fleet.second(600.0);
+        assert!(fleet.shares()[9] <= 2.0 / 901.0 + 1e-9, "{}", fleet.shares()[9]);
     }
 }
