@@ -100,10 +100,11 @@ pub(super) struct Stage {
     pub(super) addresses: Vec<String>,
 }
 
+// All of them end at once, and would each complain of the others.
 impl Stage {
     pub(super) async fn set(shape: &Shape, seed: u64) -> Result<Self, Failure> {
         let (balancer, at) = Child::guarded_balancer(CONFIG).await?;
-        let (mut fleet, ()) = Child::start("the backends", &["bench", "part", "fleet"]).await?;
+        let (mut fleet, ()) = Child::start("the backends", &["bench", "part", "fleet", "--log", "error"]).await?;
         let plan = fleet::Plan { shape: shape.clone(), service: SERVICE.to_owned(), balancer: at.client.clone(), seed };
         let Ready { addresses } = fleet.ask(&plan).await?;
         Ok(Self { _balancer: balancer, fleet, at, addresses })
@@ -111,7 +112,7 @@ impl Stage {
 
     /// Clients, all of them connected.
     pub(super) async fn clients(&self, policy: Policy, clients: u32, endpoints: Vec<String>) -> Result<Child, Failure> {
-        let (mut child, ()) = Child::start("the clients", &["bench", "part", "clients"]).await?;
+        let (mut child, ()) = Child::start("the clients", &["bench", "part", "clients", "--log", "error"]).await?;
         let (service, balancer) = (SERVICE.to_owned(), self.at.client.clone());
         let plan = clients::Plan { policy, clients, service, balancer, endpoints };
         let () = child.ask(&plan).await?;
@@ -214,7 +215,7 @@ pub(super) fn tell(
     match global.output {
         Format::Table => {
             let header = ["LOAD", "POLICY", "WINDOWS", "P50 ms", "P90", "P99", "P99.9", "FAILED", "SLOW", "BAR"];
-            output::text(&table(header, rows.iter().map(cells).collect()))?;
+            output::text(&table(header, rows.iter().map(|row| cells(row, &grid.shape)).collect()))?;
         }
         Format::Json => output::json(&Envelope::with(kind, "", Extra::of(grid), rows))?,
     }
@@ -233,7 +234,7 @@ pub(super) fn ended(empty: &[String], missed: &[String], cpu_max: u8) -> Result<
     Ok(())
 }
 
-fn cells(row: &Row) -> [String; 10] {
+fn cells(row: &Row, shape: &Shape) -> [String; 10] {
     let measured = |cell: String| if row.windows == 0 { String::new() } else { cell };
     [
         format!("{:.2}", row.load),
@@ -244,7 +245,7 @@ fn cells(row: &Row) -> [String; 10] {
         spread(row.p99_ms),
         spread(row.p999_ms),
         measured(share(row.failed, row.calls)),
-        measured(format!("{:.1} %", row.slow_percent)),
+        if shape.slow == 0 { String::new() } else { measured(format!("{:.1} %", row.slow_percent)) },
         row.p99_ms_bar.map_or_else(String::new, |bar| {
             format!("p99 <= {bar:.0}{}", if row.is_missed() { "  MISSED" } else { "" })
         }),
