@@ -427,7 +427,7 @@ mod tests {
     fn every_built_in_scenario_can_be_run_and_has_the_name_of_its_file() {
         for (name, _) in BUILTIN {
             let scenario = builtin(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert_eq!(scenario.name, name);
+            assert_eq!(scenario.name, *name);
             assert!(!scenario.title.is_empty(), "{name} has no title");
         }
         assert!(builtin("nope").unwrap_err().to_string().contains("headline"));
