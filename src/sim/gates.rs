@@ -89,18 +89,19 @@ pub const GATES: [Gate; 17] = [
     gate("sparse_1000_probes_per_starved_pick", "sparse_1000", Bar::AtMost(2.0), probes_per_ask),
     gate("sparse_5000_gap_closed_percent", "sparse_5000", Bar::AtLeast(88.0), gap_closed),
     gate("sparse_5000_probes_per_starved_pick", "sparse_5000", Bar::AtMost(2.0), probes_per_ask),
-    gate("tenfold_p99_over_bound", "tenfold", Bar::AtMost(1.25), |seen| {
+    gate("slow_half_p99_over_bound", "slow_half", Bar::AtMost(1.25), |seen| {
         Some(seen.get(ALL, Measure::P99)? / seen.bound?.get(ALL, Measure::P99)?)
     }),
     // Two of a hundred: 2 % of calls fail where nobody avoids them.
-    gate("fast_fail_2_failures_avoided_percent", "fast_fail_2", Bar::AtLeast(98.0), |seen| {
-        Some(100.0 - 100.0 * seen.get(ALL, Measure::FailedPercent)? / 2.0)
+    gate("sinkhole_failures_avoided_percent", "sinkhole", Bar::AtLeast(98.0), |seen| {
+        Some(100.0 - 100.0 * seen.get("from_onset", Measure::FailedPercent)? / 2.0)
     }),
-    gate("fast_fail_2_share_percent_in_second_2", "fast_fail_2", Bar::Below(0.1), |seen| {
-        seen.get("second_2", Measure::MarkedPercent)
+    gate("sinkhole_share_percent_in_second_2", "sinkhole", Bar::Below(0.1), |seen| {
+        let second = seen.own.timeline.get(1)?;
+        Some(100.0 * second.attempts_marked as f64 / second.attempts.max(1) as f64)
     }),
-    gate("fast_fail_2_share_percent_after_1_s", "fast_fail_2", Bar::Below(0.1), |seen| {
-        seen.get("after_1_s", Measure::MarkedPercent)
+    gate("sinkhole_share_percent_after_1_s", "sinkhole", Bar::Below(0.1), |seen| {
+        seen.get("after_1s", Measure::MarkedPercent)
     }),
     // One of a hundred: 1 % is fair.
     gate("liar_share_over_fair", "liar", Bar::AtMost(2.0), |seen| seen.get(ALL, Measure::MarkedPercent)),
@@ -109,12 +110,14 @@ pub const GATES: [Gate; 17] = [
     }),
     gate("retry_storm_attempts_per_call", "retry_storm", Bar::AtMost(1.11), |seen| {
         let of = |window| seen.get(window, Measure::AttemptsPerCall);
-        Some(of("storm")?.max(of("after")?))
+        Some(of("storm")?.max(of("from_onset")?))
     }),
     gate("retry_storm_back_after_s", "retry_storm", Bar::AtMost(60.0), |seen| {
-        Some(back_after_s(&seen.own.timeline, 30, 40))
+        Some(back_after_s(&seen.own.timeline, 20, 30))
     }),
-    gate("newcomer_p99_over_steady", "newcomer", Bar::AtMost(1.1), |seen| seen.ratio("start", "steady", Measure::P99)),
+    gate("cold_start_p99_over_steady", "cold_start", Bar::AtMost(1.1), |seen| {
+        seen.ratio("cold", "steady", Measure::P99)
+    }),
     gate("balancer_gone_p99_over_before", "balancer_gone", Bar::AtMost(1.05), |seen| {
         seen.ratio("gone", "before", Measure::P99)
     }),
@@ -210,7 +213,7 @@ fn hold(gate: &Gate, cells: &[Cell]) -> Held {
 fn policies(scenario: &str) -> &'static [Policy] {
     match scenario {
         "headline" | "sparse_1000" | "sparse_5000" => &[Policy::Lookaside, Policy::RoundRobin, Policy::Bound],
-        "tenfold" => &[Policy::Lookaside, Policy::Bound],
+        "slow_half" => &[Policy::Lookaside, Policy::Bound],
         _ => &[Policy::Lookaside],
     }
 }
@@ -225,9 +228,9 @@ mod tests {
             let scenario = builtin(gate.scenario).unwrap();
             let has = |window: &str| scenario.windows.iter().any(|w| w.name == window);
             match gate.scenario {
-                "fast_fail_2" => assert!(has("second_2") && has("after_1_s")),
-                "retry_storm" => assert!(has("storm") && has("after")),
-                "newcomer" => assert!(has("steady") && has("start")),
+                "sinkhole" => assert!(has("from_onset") && has("after_1s")),
+                "retry_storm" => assert!(has("storm") && has("from_onset")),
+                "cold_start" => assert!(has("steady") && has("cold")),
                 "balancer_gone" => assert!(has("before") && has("gone")),
                 _ => assert!(scenario.windows.is_empty(), "{}", gate.scenario),
             }

@@ -17,7 +17,7 @@ use crate::output::{self, Asked, Envelope};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   lookaside simulate run --scenario headline --policy lookaside,round_robin,bound --seeds 3
-  lookaside simulate run --scenario tenfold --policy lookaside,prequal -o json | jq '.items[] | select(.measure == \"failed_percent\")'
+  lookaside simulate run --scenario slow_half --policy lookaside,prequal -o json | jq '.items[] | select(.measure == \"failed_percent\")'
   lookaside simulate run --scenario mine.yaml --policy all --seeds 10 -o csv > mine.csv
 
 `prequal` stands for an emulation of it with the settings prequal_0, prequal_60 and prequal_84 (the quantile of calls in flight

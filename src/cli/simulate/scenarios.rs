@@ -32,7 +32,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
         scenario(name)?;
     }
     let wanted = |name: &str| args.show.as_ref().is_none_or(|show| show == name);
-    let chosen = BUILTIN.into_iter().filter(|(name, _)| wanted(name));
+    let chosen = BUILTIN.iter().filter(|(name, _)| wanted(name));
     let items: Result<Vec<Item>, Failure> = chosen.map(|(name, yaml)| item(name, yaml)).collect();
     let items = items?;
     match (global.output, args.show.is_some()) {

@@ -19,6 +19,8 @@ pub const BUILTIN: &[(&str, &str)] = &[
     ("load_08", include_str!("../scenarios/load_08.yaml")),
     ("load_095", include_str!("../scenarios/load_095.yaml")),
     ("first_come", include_str!("../scenarios/first_come.yaml")),
+    ("cores_1", include_str!("../scenarios/cores_1.yaml")),
+    ("cores_16", include_str!("../scenarios/cores_16.yaml")),
     ("size_fixed", include_str!("../scenarios/size_fixed.yaml")),
     ("size_lognormal", include_str!("../scenarios/size_lognormal.yaml")),
     ("size_bimodal", include_str!("../scenarios/size_bimodal.yaml")),
