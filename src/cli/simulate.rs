@@ -5,6 +5,7 @@
 mod gates;
 mod run;
 mod scenarios;
+mod suite;
 
 use std::path::Path;
 use std::time::Instant;
@@ -20,6 +21,7 @@ use crate::exit::{Exit, Failure};
   lookaside simulate scenarios
   lookaside simulate run --scenario headline --policy lookaside,round_robin,bound --seeds 3
   lookaside simulate gates
+  lookaside simulate suite --out study
 
 Asks no balancer. Progress goes to stderr, and all cores are used; results do not depend on how many there are.")]
 pub(crate) struct Args {
@@ -31,6 +33,7 @@ pub(crate) struct Args {
 enum What {
     Run(run::Args),
     Gates(gates::Args),
+    Suite(suite::Args),
     Scenarios(scenarios::Args),
 }
 
@@ -46,6 +49,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
     match args.what {
         What::Run(args) => run::run(global, args),
         What::Gates(args) => gates::run(global, args),
+        What::Suite(args) => suite::run(global, args),
         What::Scenarios(args) => scenarios::run(global, args),
     }
 }
