@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use lookaside_proto::v1;
 
 use crate::{
-    picker::{HedgeBudget, RetryBudget},
+    picker::{RetryBudget, ShareBudget},
     policy::{MethodPolicy, Methods},
 };
 
@@ -32,7 +32,7 @@ pub(crate) struct Advice {
     own: OnceLock<Own>,
     balancers: ArcSwap<Said>,
     pub(crate) retries: RetryBudget,
-    pub(crate) hedges: HedgeBudget,
+    pub(crate) hedges: ShareBudget,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +47,7 @@ impl Default for Advice {
             own: OnceLock::new(),
             balancers: ArcSwap::default(),
             retries: RetryBudget::new(RETRY_BUDGET_PERCENT),
-            hedges: HedgeBudget::new(HEDGE_BUDGET_PERCENT),
+            hedges: ShareBudget::of_hedges(HEDGE_BUDGET_PERCENT),
         }
     }
 }
@@ -141,7 +141,7 @@ mod tests {
         advice.take_own(Own { retry_budget_percent: Some(0), ..Own::default() });
         advice.take_budgets(50, 100);
         advice.hedges.earn();
-        assert!(advice.hedges.spend());
+        assert!(advice.hedges.spend(1));
         while advice.retries.failed(0) {}
         (0..100_000).for_each(|_| advice.retries.went_well(0));
         assert!(!advice.retries.allows(0));

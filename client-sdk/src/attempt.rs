@@ -76,6 +76,7 @@ impl Attempt {
 
     /// The endpoint told of so many requests in flight, at this time.
     pub(crate) fn told(&self, rif: u32, told_us: u64) {
+        self.pool.probing.told();
         self.pool.picker().heard(&self.endpoint.peer, rif, told_us);
     }
 
@@ -117,6 +118,9 @@ impl Attempt {
             if is_news {
                 self.pool.news();
             }
+        }
+        if rif.is_some() {
+            self.pool.probing.told();
         }
         let suspicion = self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, rif, now_us);
         if let Some(suspicion) = suspicion {

@@ -150,10 +150,18 @@ impl Connection {
 
     /// Room for one call, or `None` while the peer takes no more or the connection is over.
     pub(crate) fn slot(self: &Arc<Self>) -> Option<Slot> {
+        self.slot_of(self.sender.current_max_send_streams())
+    }
+
+    /// The same where at least half of the room is left.
+    pub(crate) fn spare_slot(self: &Arc<Self>) -> Option<Slot> {
+        self.slot_of(self.sender.current_max_send_streams() / 2)
+    }
+
+    fn slot_of(self: &Arc<Self>, limit: usize) -> Option<Slot> {
         if self.over.load(Relaxed) {
             return None;
         }
-        let limit = self.sender.current_max_send_streams();
         self.streams.fetch_update(Relaxed, Relaxed, |n| (n < limit).then_some(n + 1)).ok()?;
         Some(Slot { connection: self.clone() })
     }

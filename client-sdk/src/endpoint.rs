@@ -17,6 +17,7 @@ use crate::{
     list::Listed,
     picker::Peer,
     pool::Pool,
+    probe::Probed,
     tally::Tally,
 };
 
@@ -46,6 +47,7 @@ pub(crate) struct Endpoint {
     pub(crate) tls_name: String,
     pub(crate) peer: Arc<Peer>,
     pub(crate) tally: Tally,
+    pub(crate) probed: Probed,
     connections: ArcSwap<Vec<Arc<Connection>>>,
     link: Mutex<Link>,
     keeper: Mutex<Option<CancellationToken>>,
@@ -65,6 +67,7 @@ impl Endpoint {
             tls_name: listed.tls_name.clone(),
             peer: Arc::new(Peer::new(id)),
             tally: Tally::default(),
+            probed: Probed::default(),
             connections: ArcSwap::default(),
             link: Mutex::new(Link::Idle),
             keeper: Mutex::new(None),
@@ -147,6 +150,11 @@ impl Endpoint {
         }
     }
 
+    /// Room that no call will miss, at once or not at all.
+    pub(crate) fn spare_seat(self: &Arc<Self>) -> Option<Seat> {
+        self.connections.load().iter().find_map(Connection::spare_slot).map(|slot| Seat::new(slot, self))
+    }
+
     fn free_slot(&self) -> Option<Slot> {
         self.connections.load().iter().find_map(Connection::slot)
     }
@@ -164,6 +172,7 @@ impl Endpoint {
         });
         self.set_link(Link::Ready);
         self.peer.revive();
+        self.probed.forget();
         self.room.notify_waiters();
         true
     }

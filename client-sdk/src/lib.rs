@@ -4,7 +4,8 @@
 //! balancer is never on the path of a request, and may be away for any length of time. Any tonic 0.14 generated client works
 //! with it, in all four shapes of a call:
 //!
-//! ```no_run
+#![cfg_attr(feature = "transport", doc = "```no_run")]
+#![cfg_attr(not(feature = "transport"), doc = "```ignore")]
 //! use lookaside_proto::demo::{EchoRequest, echo_client::EchoClient};
 //! use lookaside_sdk::{Channel, picked};
 //!
@@ -19,7 +20,9 @@
 //!
 //! What it does with each call, and around it:
 //!
-//! - **chooses** among the connected endpoints of the best priority by the policy in the list ([`picker`]);
+//! - **chooses** among the connected endpoints of the best priority by the policy in the list ([`picker`]): by what responses
+//!   tell of load ([`orca`]), each word good for one call, and where nothing fresh is known and calls take long enough by
+//!   asking two endpoints first;
 //! - **moves** the call to another endpoint by itself when the first one provably did not process it, and only then;
 //! - **repeats** it where its method is declared idempotent, and not oftener than budgets allow: retries, hedges
 //!   ([`MethodPolicy`], [`Builder::method`]);
@@ -80,6 +83,8 @@ mod pick_stream;
 mod policy;
 #[cfg(feature = "transport")]
 mod pool;
+#[cfg(feature = "transport")]
+mod probe;
 #[cfg(feature = "transport")]
 mod replay;
 #[cfg(feature = "transport")]

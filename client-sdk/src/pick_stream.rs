@@ -16,7 +16,7 @@ use crate::{
     cache::Cache,
     error::cut,
     list::{self, List},
-    picker::Rng,
+    picker::{PROBE_BUDGET_PERCENT, Rng},
     pool::Pool,
     snapshot::ListSource,
 };
@@ -274,6 +274,8 @@ impl<'a> Session<'a> {
 
     fn take_tick(&mut self, tick: &Tick) -> Option<End> {
         self.pool.advice.take_budgets(tick.retry_budget_percent, tick.hedge_budget_percent);
+        let probes = if tick.probe_budget_percent > 0 { tick.probe_budget_percent } else { PROBE_BUDGET_PERCENT };
+        self.pool.probing.budget.set_percent(probes);
         if tick.report_period_ms > 0 {
             let period = Duration::from_millis(u64::from(tick.report_period_ms));
             self.period = period.clamp(REPORT_PERIOD_MIN, REPORT_PERIOD_MAX);

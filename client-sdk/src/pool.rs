@@ -2,6 +2,7 @@
 //! all end in [`Pool::rebuild`], which makes the next picker; calls take whichever picker is there. It refuses to know where
 //! lists come from.
 
+mod asking;
 mod keys;
 mod view;
 
@@ -32,7 +33,7 @@ use crate::{
     cache::Cached,
     endpoint::{Endpoint, Link},
     list::{List, Listed},
-    picker::{Fleet, Offer, Picker, Rings, Rng},
+    picker::{Fleet, Offer, Picker, Policy, Probing, Rings, Rng},
     room::Room,
     snapshot::ListSource,
 };
@@ -53,6 +54,12 @@ pub(crate) enum NoPick {
     Full,
 }
 
+impl NoPick {
+    fn of(picker: &EndpointPicker) -> Self {
+        if picker.candidates().is_empty() { Self::Nobody } else { Self::Full }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) service: String,
@@ -61,6 +68,8 @@ pub(crate) struct Pool {
     pub(crate) advice: Advice,
     /// Where calls wait for a place at an endpoint.
     pub(crate) room: Room,
+    /// When it pays to ask endpoints how loaded they are.
+    pub(crate) probing: Probing,
     connect_timeout: Duration,
     me: Weak<Pool>,
     started: Instant,
@@ -127,6 +136,7 @@ impl Pool {
             client_id,
             advice: Advice::default(),
             room: Room::default(),
+            probing: Probing::default(),
             connect_timeout,
             me: me.clone(),
             started,
@@ -164,10 +174,12 @@ impl Pool {
     /// Chooses an endpoint for a call; it counts as in flight there.
     pub(crate) fn pick(&self, head: &request::Parts, tried: &[u64]) -> Result<Arc<Endpoint>, NoPick> {
         let picker = self.picker.load();
-        let picked =
-            picker.pick_for(self.keys.key_of(head), self.now_us(), &mut self.rng(), tried).map(|c| c.item.clone());
+        let mut rng = self.rng();
+        let picked = picker.pick_for(self.keys.key_of(head), self.now_us(), &mut rng, tried);
         self.look_for_alarm();
-        picked.ok_or(if picker.candidates().is_empty() { NoPick::Nobody } else { NoPick::Full })
+        let picked = picked.ok_or_else(|| NoPick::of(&picker))?;
+        self.look_around(&picker, &picked.item, &mut rng);
+        Ok(picked.item.clone())
     }
 
     /// Chooses one beside those that a call is at; it counts as in flight there.
@@ -314,6 +326,11 @@ impl Pool {
     fn rebuild_with(&self, state: &mut State) {
         let last_tier = state.last_tier_wanted();
         let policy = state.view.list.as_ref().map(|l| l.policy).unwrap_or_default();
+        let is_by_load = match policy {
+            Policy::LeastLoad | Policy::RingHash => true,
+            Policy::WeightedRoundRobin | Policy::RoundRobin => false,
+        };
+        self.probing.set_wanted(is_by_load && state.members.len() > 1);
         let offers = state.members.iter().map(|m| Offer {
             peer: m.endpoint.peer.clone(),
             weight: m.weight,

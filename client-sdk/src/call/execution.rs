@@ -112,10 +112,15 @@ pub(super) async fn execute(call: &Call<'_>, bound: Option<Attempt>, previous: u
 async fn choose(call: &Call<'_>) -> Result<Arc<Endpoint>, Status> {
     let tried = call.trail.tried();
     // Whoever waits for a place was here before.
-    if !call.pool.room.is_awaited()
-        && let Ok(endpoint) = call.pool.pick(call.head, &tried)
-    {
-        return Ok(endpoint);
+    if !call.pool.room.is_awaited() {
+        let picked = match call.pool.asks() {
+            false => call.pool.pick(call.head, &tried),
+            // Seldom: other calls do not carry the room for it.
+            true => Box::pin(call.pool.pick_or_ask(call.head, &tried)).await,
+        };
+        if let Ok(endpoint) = picked {
+            return Ok(endpoint);
+        }
     }
     Box::pin(wait_for_endpoint(call, &tried)).await
 }

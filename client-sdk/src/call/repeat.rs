@@ -144,12 +144,12 @@ impl<'a> Repeat<'a> {
             // The application has not said all yet, and two cannot wait for the rest of it.
             return;
         }
-        if !advice.retries.allows(pool.now_us()) || !advice.hedges.spend() {
+        if !advice.retries.allows(pool.now_us()) || !advice.hedges.spend(1) {
             self.hedge_at = None;
             return;
         }
         let Some(endpoint) = pool.pick_other(self.call.head, &self.call.trail.tried()) else {
-            advice.hedges.give_back();
+            advice.hedges.give_back(1);
             return;
         };
         self.hedges += 1;

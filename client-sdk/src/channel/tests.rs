@@ -1,5 +1,7 @@
 //! A channel against real servers on loopback.
 
+#[cfg(feature = "reporter")]
+mod asking;
 mod crowded;
 #[cfg(feature = "testing")]
 mod faults;

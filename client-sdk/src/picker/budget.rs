@@ -1,5 +1,5 @@
 //! How many calls may be sent beside those that the application made. Retries are for the few that fail and hedges for the few
-//! that are slow; where all fail or all are slow, both would only add to the load. Refuses to know why a call is repeated.
+//! that are slow; where all fail or all are slow, both would only add to the load. Questions to endpoints cost them something too. Refuses to know why a call is repeated.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -14,6 +14,10 @@ pub const EARNING_US: u64 = 5_000_000;
 pub const HEDGES_SAVED_MAX: u64 = 10;
 /// A larger share is taken for this one: every call twice.
 pub const PERCENT_MAX: u32 = 100;
+/// Questions that may be saved up: for the calls of one moment.
+const PROBES_SAVED_MAX: u64 = 100;
+/// A larger share is taken for this one: two endpoints asked for every call, twice.
+const PROBES_PERCENT_MAX: u32 = 400;
 
 /// Retries, after gRFC A6: a failure costs a token, whether it is retried or not, a success earns a share of one, and retries
 /// are allowed while more than half of the tokens are there. While all fail it therefore allows none; while a part fails, no
@@ -101,42 +105,55 @@ impl RetryBudget {
     }
 }
 
-/// Hedges: every call that may be hedged earns a share of one, and each hedge spends one. Starts empty, so that hedges are
-/// never more than that share of the calls.
+/// What may be sent beside calls: every call earns a share of one, and each that is sent spends one. Starts empty, so that they
+/// are never more than that share of the calls.
 #[derive(Debug)]
-pub struct HedgeBudget {
+pub struct ShareBudget {
     percent: AtomicU32,
+    percent_max: u32,
     tokens_milli: AtomicU64,
+    saved_max: u64,
 }
 
-impl HedgeBudget {
-    /// Empty, and earning this share of each call, hundredths.
-    pub fn new(percent: u32) -> Self {
-        Self { percent: AtomicU32::new(percent.min(PERCENT_MAX)), tokens_milli: AtomicU64::new(0) }
+impl ShareBudget {
+    /// Empty, and earning this share of a hedge with each call that may be hedged, hundredths.
+    pub fn of_hedges(percent: u32) -> Self {
+        Self::new(percent, PERCENT_MAX, HEDGES_SAVED_MAX)
     }
 
-    /// What a call earns from now on, hundredths of a hedge.
+    /// Empty, and earning this share of a question to an endpoint with each call, hundredths.
+    pub fn of_probes(percent: u32) -> Self {
+        Self::new(percent, PROBES_PERCENT_MAX, PROBES_SAVED_MAX)
+    }
+
+    fn new(percent: u32, percent_max: u32, saved_max: u64) -> Self {
+        let percent = AtomicU32::new(percent.min(percent_max));
+        Self { percent, percent_max, tokens_milli: AtomicU64::new(0), saved_max }
+    }
+
+    /// What a call earns from now on, hundredths.
     pub fn set_percent(&self, percent: u32) {
-        self.percent.store(percent.min(PERCENT_MAX), Relaxed);
+        self.percent.store(percent.min(self.percent_max), Relaxed);
     }
 
-    /// A call begins that may be hedged.
+    /// A call begins.
     pub fn earn(&self) {
         let earned = u64::from(self.percent.load(Relaxed)) * (TOKEN_MILLI / 100);
-        let saved_max = HEDGES_SAVED_MAX * TOKEN_MILLI;
+        let saved_max = self.saved_max * TOKEN_MILLI;
         if self.tokens_milli.load(Relaxed) < saved_max {
             let _ = self.tokens_milli.fetch_update(Relaxed, Relaxed, |t| Some((t + earned).min(saved_max)));
         }
     }
 
-    /// Takes one hedge out of it, if there is one.
-    pub fn spend(&self) -> bool {
-        self.tokens_milli.fetch_update(Relaxed, Relaxed, |t| t.checked_sub(TOKEN_MILLI)).is_ok()
+    /// Takes so many out of it, if they are there.
+    pub fn spend(&self, count: u32) -> bool {
+        let cost = u64::from(count) * TOKEN_MILLI;
+        self.tokens_milli.fetch_update(Relaxed, Relaxed, |t| t.checked_sub(cost)).is_ok()
     }
 
-    /// Puts back one that was not used.
-    pub fn give_back(&self) {
-        self.tokens_milli.fetch_add(TOKEN_MILLI, Relaxed);
+    /// Puts so many back that were not used.
+    pub fn give_back(&self, count: u32) {
+        self.tokens_milli.fetch_add(u64::from(count) * TOKEN_MILLI, Relaxed);
     }
 }
 
@@ -210,24 +227,39 @@ mod tests {
 
     #[test]
     fn hedges_are_never_more_than_their_share_of_the_calls() {
-        let budget = HedgeBudget::new(2);
+        let budget = ShareBudget::of_hedges(2);
         let hedges = (0..10_000).filter(|_| {
             budget.earn();
-            budget.spend()
+            budget.spend(1)
         });
         assert_eq!(hedges.count(), 200);
         for _ in 0..10_000 {
             budget.earn();
         }
-        assert_eq!((0..100).filter(|_| budget.spend()).count() as u64, HEDGES_SAVED_MAX);
+        assert_eq!((0..100).filter(|_| budget.spend(1)).count() as u64, HEDGES_SAVED_MAX);
+    }
+
+    #[test]
+    fn two_endpoints_may_be_asked_for_every_call_and_none_where_nothing_is_granted() {
+        let budget = ShareBudget::of_probes(200);
+        let asked = (0..1_000).filter(|_| {
+            budget.earn();
+            budget.spend(2)
+        });
+        assert_eq!(asked.count(), 1_000);
+        budget.set_percent(0);
+        budget.earn();
+        assert!(!budget.spend(2));
+        budget.give_back(2);
+        assert!(budget.spend(2));
     }
 
     #[test]
     fn a_share_of_nothing_allows_nothing_beyond_the_first_few() {
         let budget = RetryBudget::new(0);
         assert!(run(&budget, 0, 60, 100, |n| n % 2 == 0) <= 6_000 + RETRY_TOKENS_MIN / 2);
-        let hedges = HedgeBudget::new(0);
+        let hedges = ShareBudget::of_hedges(0);
         hedges.earn();
-        assert!(!hedges.spend());
+        assert!(!hedges.spend(1));
     }
 }

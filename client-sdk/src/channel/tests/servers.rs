@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -14,6 +14,8 @@ use futures_util::{Stream, StreamExt as _, stream};
 use lookaside_proto::demo::{
     EchoRequest, EchoResponse, ExecutionsRequest, ExecutionsResponse, StreamRequest, echo_server,
 };
+#[cfg(feature = "reporter")]
+use lookaside_proto::v1::{ProbeRequest, ProbeResponse, backend_server};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -36,6 +38,9 @@ pub(super) struct Counts {
     pub(super) answers: Mutex<VecDeque<Status>>,
     /// The headers of all unary calls.
     pub(super) seen: Mutex<Vec<MetadataMap>>,
+    /// Probes that arrived, and whether they are answered.
+    pub(super) probes: AtomicUsize,
+    pub(super) is_deaf: AtomicBool,
 }
 
 /// Counts a call as open until dropped.
@@ -125,6 +130,22 @@ impl echo_server::Echo for Echo {
     }
 }
 
+/// Answers probes, and counts them.
+#[cfg(feature = "reporter")]
+struct Probes(Arc<Counts>, crate::Reporter);
+
+#[cfg(feature = "reporter")]
+#[tonic::async_trait]
+impl backend_server::Backend for Probes {
+    async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        self.0.probes.fetch_add(1, SeqCst);
+        if self.0.is_deaf.load(SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        Ok(Response::new(ProbeResponse { in_flight: self.1.in_flight(), ..Default::default() }))
+    }
+}
+
 /// A real backend.
 pub(super) struct Backend {
     pub(super) address: String,
@@ -157,13 +178,26 @@ impl Backend {
     /// One that tells its load on every response.
     #[cfg(feature = "reporter")]
     pub(super) async fn reporting() -> Self {
+        Self::reporting_and(false).await
+    }
+
+    /// One that answers probes as well.
+    #[cfg(feature = "reporter")]
+    pub(super) async fn probed() -> Self {
+        Self::reporting_and(true).await
+    }
+
+    #[cfg(feature = "reporter")]
+    async fn reporting_and(is_probed: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let reporter = crate::Reporter::builder("echo").advertise(&address).start().await.unwrap();
         let (counts, stop) = (Arc::new(Counts::default()), Arc::new(Notify::new()));
         let stopped = stop.clone();
+        let probes = Probes(counts.clone(), reporter.clone());
         let server = tonic::transport::Server::builder()
             .layer(reporter.layer())
+            .add_optional_service(is_probed.then(|| backend_server::BackendServer::new(probes)))
             .add_service(echo_server::EchoServer::new(Echo(counts.clone())))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move { stopped.notified().await });
         tokio::spawn(server);

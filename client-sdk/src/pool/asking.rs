@@ -1,0 +1,128 @@
+//! Asking endpoints how loaded they are, for a call that is about to be made and on the side. Each question goes its own way: a
+//! call that waits no longer leaves nothing behind, and what is answered too late for it helps the next one.
+
+use std::{sync::Arc, time::Duration};
+
+use http::request;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+
+use super::{EndpointPicker, NoPick, Pool};
+use crate::{
+    endpoint::Endpoint,
+    picker::{Candidate, Pick, Probing, Rng},
+    probe::{Answer, Probe},
+};
+
+impl Pool {
+    /// Whether it pays to wait for what endpoints say.
+    pub(crate) fn asks(&self) -> bool {
+        self.probing.asks()
+    }
+
+    /// As [`Pool::pick`], but where nothing fresh is known two endpoints are asked first. Until one is chosen the call counts
+    /// nowhere.
+    pub(crate) async fn pick_or_ask(&self, head: &request::Parts, tried: &[u64]) -> Result<Arc<Endpoint>, NoPick> {
+        let picker = self.picker();
+        let mut rng = self.rng();
+        self.probing.budget.earn();
+        let picked = match picker.pick_or_ask(self.keys.key_of(head), self.now_us(), &mut rng, tried) {
+            None => None,
+            Some(Pick::Sure(chosen)) => Some(chosen.item.clone()),
+            Some(Pick::Ask(pair)) => {
+                let [a, b] = self.ask(pair).await;
+                let asked = [(pair[0], a), (pair[1], b)];
+                // The list may be another one by now.
+                self.picker.load().settle(asked, self.now_us(), &mut rng, tried).map(|chosen| chosen.item.clone())
+            }
+        };
+        self.look_for_alarm();
+        match picked {
+            Some(picked) => {
+                self.look_around(&picker, &picked, &mut rng);
+                Ok(picked)
+            }
+            None => Err(NoPick::of(&picker)),
+        }
+    }
+
+    /// What both say of their load, as far as they do in time. Either both are asked or none is: of one that can be asked and one
+    /// that cannot the first would get every call.
+    async fn ask(&self, pair: [&Candidate<Arc<Endpoint>>; 2]) -> [Option<u32>; 2] {
+        let now_us = self.now_us();
+        let [Some(a), Some(b)] = pair.map(|candidate| Probe::of(&candidate.item, now_us)) else { return [None; 2] };
+        if !self.probing.budget.spend(2) {
+            return [None; 2];
+        }
+        let patience = Duration::from_micros(Probing::patience_us(self.fleet.answer_us_mean()));
+        let until = Instant::now() + patience;
+        let answers = [(pair[0], a), (pair[1], b)].map(|(candidate, probe)| {
+            let (tell, told) = oneshot::channel();
+            self.send(candidate.item.clone(), probe, Some(tell));
+            told
+        });
+        let mut said = [None; 2];
+        for (said, answer) in said.iter_mut().zip(answers) {
+            *said = timeout_at(until, answer).await.ok().and_then(Result::ok);
+        }
+        said
+    }
+
+    /// After a pick: now and then an endpoint is asked on the side. One that is idle has no responses that could tell of it, and
+    /// where asking does not pay nobody else would find out that it does by now.
+    pub(super) fn look_around(&self, picker: &EndpointPicker, picked: &Arc<Endpoint>, rng: &mut Rng) {
+        let wandered = picker.wander(rng).map(|candidate| &candidate.item).filter(|_| self.probing.budget.spend(1));
+        let looked_at = match wandered {
+            Some(endpoint) => Some(endpoint),
+            None if !self.asks() && self.probing.take_look(self.now_us()) => Some(picked),
+            None => None,
+        };
+        if let Some(endpoint) = looked_at
+            && self.probing.begin_aside()
+        {
+            match Probe::of(endpoint, self.now_us()) {
+                Some(probe) => self.send(endpoint.clone(), probe, None),
+                None => self.probing.end_aside(),
+            }
+        }
+    }
+
+    /// Sends a probe. What is answered goes to whoever waits for it; if nobody does any more, or it was sent on the side, to the
+    /// picker.
+    fn send(&self, endpoint: Arc<Endpoint>, probe: Probe, tell: Option<oneshot::Sender<u32>>) {
+        let (pool, sent_us) = (self.me.clone(), self.now_us());
+        tokio::spawn(async move {
+            let answer = probe.ask().await;
+            let Some(pool) = pool.upgrade() else { return };
+            pool.learn(&endpoint, answer, sent_us);
+            if tell.is_none() {
+                pool.probing.end_aside();
+            }
+            if let Answer::Rif(rif) = answer
+                && tell.is_none_or(|tell| tell.send(rif).is_err())
+            {
+                pool.picker.load().heard(&endpoint.peer, rif, pool.now_us());
+            }
+        });
+    }
+
+    /// Draws conclusions from what came of a probe: whether asking pays.
+    fn learn(&self, endpoint: &Endpoint, answer: Answer, sent_us: u64) {
+        let now_us = self.now_us();
+        match answer {
+            Answer::Rif(_) | Answer::Unwilling => self.probing.answered(now_us.saturating_sub(sent_us)),
+            Answer::Mute => {
+                endpoint.probed.mute(now_us);
+                let picker = self.picker.load();
+                let all = picker.candidates();
+                let mute = all.iter().filter(|candidate| candidate.item.probed.is_mute(now_us)).count();
+                if mute * 2 > all.len() && self.probing.most_are_mute(now_us) {
+                    tracing::info!(service = self.service, "endpoints tell of load, but most do not answer probes");
+                }
+            }
+        }
+        self.fleet.set_asks(self.probing.decide(self.fleet.answer_us_mean(), now_us));
+    }
+}
