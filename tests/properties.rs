@@ -6,6 +6,8 @@
 mod subsets;
 #[path = "properties/world.rs"]
 mod world;
+#[path = "properties/zones.rs"]
+mod zones;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -249,7 +249,8 @@ impl Run {
             for at in first..first + number("clients", 1) {
                 let (ok, failed) = (number("ok", 0), number("failed", 0));
                 let outcomes = Outcomes { ok, failed, ..Outcomes::default() };
-                let client = client(&format!("web-{at}"), number("peer", at));
+                let zone = Locality::parse(options.get("zone").copied().unwrap_or("")).unwrap();
+                let client = Client { locality: zone, ..client(&format!("web-{at}"), number("peer", at)) };
                 self.event(Event::CallsEnded { client, service: greeter(), address: address(name), outcomes });
             }
         }

@@ -102,11 +102,12 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
     let keys = ring::Keys::of_service(service);
     let mut endpoints: Vec<Assigned> = Vec::with_capacity(service.endpoints.len());
     for (priority, tier) in tiers.chosen.iter().enumerate() {
-        let mut subset = subset::choose(tier, service.config.subset(), cohort);
+        let help = |e: &EndpointSnapshot| tiers.help_milli(e).filter(|_| priority == 0);
+        let mut subset = subset::choose(tier, service.config.subset(), service.config.policy, cohort, help);
         order::sort(service.config.policy, &mut subset.endpoints, cohort);
         endpoints.extend(subset.endpoints.iter().map(|endpoint| Assigned {
             priority: priority as u32,
-            weight: weight(service.config.policy, endpoint, subset.weight(endpoint)),
+            weight: subset.weight(endpoint),
             capacity_milli: capacity_milli(service.config.policy, endpoint),
             reasons: reasons(endpoint, priority, &tiers),
             is_keyed_by_instance: keys.is_by_instance(&endpoint.spec),
@@ -140,17 +141,26 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
 /// The weight that the configuration gives where it says nothing.
 const WEIGHT_USUAL: u64 = 100;
 
-/// Share of calls wanted, of the weight that the cohort's part of the endpoint has. For `least_load` what is configured is in the
-/// capacity, where what is measured corrects it, and the weight says how much of that is wanted: all, but for those that start
-/// or that an operator holds back. For `weighted_round_robin`, which clients use that know of nothing else, both are in the
-/// weight. Who is offered at all is offered some.
-fn weight(policy: PolicyKind, endpoint: &EndpointSnapshot, part: u32) -> u32 {
+/// Share of calls wanted. For `least_load` what is configured is in the capacity, where what is measured corrects it, and the
+/// weight says how much of that is wanted: all, but for those that start or that an operator holds back. For
+/// `weighted_round_robin`, which clients use that know of nothing else, both are in the weight. Who is offered at all is offered
+/// some.
+fn weight(policy: PolicyKind, endpoint: &EndpointSnapshot) -> u32 {
+    let own = u64::from(endpoint.weight);
     let weight = match policy {
-        PolicyKind::LeastLoad => u64::from(part) * WEIGHT_USUAL / u64::from(endpoint.spec.weight.max(1)),
-        PolicyKind::WeightedRoundRobin => u64::from(part) * u64::from(endpoint.capacity_milli) / 1000,
-        PolicyKind::RoundRobin | PolicyKind::RingHash => u64::from(part),
+        PolicyKind::LeastLoad => own * WEIGHT_USUAL / u64::from(endpoint.spec.weight.max(1)),
+        PolicyKind::WeightedRoundRobin => own * u64::from(endpoint.capacity_milli) / 1000,
+        PolicyKind::RoundRobin | PolicyKind::RingHash => own,
     };
-    weight.clamp(part.min(1).into(), WEIGHT_MAX.into()) as u32
+    weight.clamp(endpoint.weight.min(1).into(), WEIGHT_MAX.into()) as u32
+}
+
+/// The same where nothing holds it back.
+fn whole_weight(policy: PolicyKind, endpoint: &EndpointSnapshot) -> u64 {
+    match policy {
+        PolicyKind::LeastLoad => WEIGHT_USUAL,
+        PolicyKind::WeightedRoundRobin | PolicyKind::RoundRobin | PolicyKind::RingHash => endpoint.spec.weight.into(),
+    }
 }
 
 /// What clients are told of an endpoint's capacity, thousandths of the usual one; their share for it is weight times this, and
@@ -172,6 +182,8 @@ fn reasons(endpoint: &EndpointSnapshot, priority: usize, tiers: &Tiers<'_>) -> V
     let mut reasons = lasting(endpoint);
     if priority > 0 {
         reasons.push((tiers.why_lower(endpoint), String::new()));
+    } else if tiers.help_milli(endpoint).is_some() {
+        reasons.push((Code::ZoneNotPreferred, "helps the client's zone".to_owned()));
     }
     reasons
 }

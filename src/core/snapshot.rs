@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::ServiceConfig,
     event::Override,
-    model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp, Version},
+    model::{Address, EndpointSpec, Locality, ServiceName, SourceId, Timestamp, Version},
 };
 
 /// Everything, at one moment.
@@ -65,6 +65,8 @@ pub struct ServiceSnapshot {
     /// How its endpoints fare together. A version does not tell of it.
     #[serde(default)]
     pub fleet: Fleet,
+    /// Zones whose clients call more than it can take, where they prefer it: who helps.
+    pub help: BTreeMap<Locality, Help>,
     /// Sorted by address, so that replicas agree.
     pub endpoints: Vec<EndpointSnapshot>,
 }
@@ -121,6 +123,20 @@ impl Fleet {
             || moved(self.service_time_us, told.service_time_us, 0)
             || moved(self.probe_percent.into(), told.probe_percent.into(), 0)
             || self.utilization_permille.abs_diff(told.utilization_permille) > 50
+    }
+}
+
+/// What endpoints of other zones do for the clients of one that is full.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Help {
+    /// By zone: the part of its weight that an endpoint there has beside one at home, thousandths.
+    pub weight_milli: BTreeMap<Locality, u32>,
+}
+
+impl Help {
+    /// The same of one zone; `None` if it does not help.
+    pub(crate) fn of(&self, zone: &str) -> Option<u32> {
+        self.weight_milli.iter().find(|(at, _)| at.as_str() == zone).map(|(_, milli)| *milli)
     }
 }
 

@@ -32,6 +32,7 @@ mod subsets;
 mod view;
 mod weigh;
 mod words;
+mod zones;
 
 pub use invariant::Invariant;
 pub use refusal::Refusal;

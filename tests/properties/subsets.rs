@@ -84,9 +84,10 @@ impl Fleet {
     }
 
     /// What a cohort may call, and how much of it.
-    fn subset(&self, seed: u64) -> BTreeMap<Address, u32> {
+    fn subset(&self, seed: u64) -> BTreeMap<Address, u64> {
         let list = assign(self.service(), &Cohort { seed, locality: Locality::unknown() });
-        list.endpoints.into_iter().map(|e| (e.spec.address, e.weight)).collect()
+        let share = |e: &lookaside_core::policy::Assigned| u64::from(e.weight) * u64::from(e.capacity_milli);
+        list.endpoints.into_iter().map(|e| (e.spec.address.clone(), share(&e))).collect()
     }
 
     /// How much more or less than its share of the calls the worst endpoint gets, percent.
@@ -94,9 +95,9 @@ impl Fleet {
         let mut loads: BTreeMap<Address, f64> = self.weights.keys().map(|at| (address(*at), 0.0)).collect();
         for (seed, calls) in &self.rates {
             let subset = self.subset(*seed);
-            let whole: u32 = subset.values().sum();
+            let whole: u64 = subset.values().sum();
             for (address, weight) in subset {
-                *loads.get_mut(&address).unwrap() += *calls as f64 * f64::from(weight) / f64::from(whole);
+                *loads.get_mut(&address).unwrap() += *calls as f64 * weight as f64 / whole as f64;
             }
         }
         let calls = self.rates.values().sum::<u64>() as f64;

@@ -33,7 +33,7 @@ impl Pool {
             Some(Pick::Sure(chosen)) => Some(chosen.item.clone()),
             Some(Pick::Ask(pair)) => {
                 let [a, b] = self.ask(pair).await;
-                let asked = [(pair[0], a), (pair[1], b)];
+                let asked = [(&*pair[0].peer, a), (&*pair[1].peer, b)];
                 // The list may be another one by now.
                 self.picker.load().settle(asked, self.now_us(), &mut rng, tried).map(|chosen| chosen.item.clone())
             }

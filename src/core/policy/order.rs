@@ -13,9 +13,7 @@ pub(super) fn sort(policy: PolicyKind, tier: &mut [&EndpointSnapshot], cohort: &
             tier.sort_by_cached_key(|e| (e.load_permille / 100, cohort.tie_break(&e.spec.address)))
         }
         PolicyKind::WeightedRoundRobin => {
-            tier.sort_by_cached_key(|e| {
-                (Reverse(super::weight(policy, e, e.weight)), cohort.tie_break(&e.spec.address))
-            });
+            tier.sort_by_cached_key(|e| (Reverse(super::weight(policy, e)), cohort.tie_break(&e.spec.address)));
         }
         PolicyKind::RoundRobin | PolicyKind::RingHash => tier.sort_by_cached_key(|e| cohort.tie_break(&e.spec.address)),
     }

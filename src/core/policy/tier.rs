@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     model::Cohort,
-    snapshot::{Code, EndpointSnapshot, Mode, ServiceSnapshot, State},
+    snapshot::{Code, EndpointSnapshot, Help, Mode, ServiceSnapshot, State},
 };
 
 /// Offered endpoints by tier, best first.
@@ -15,6 +15,8 @@ pub(super) struct Tiers<'a> {
     /// Why other zones serve beside the client's own, when they do.
     pub(super) failover: Option<String>,
     best_priority: u32,
+    /// The client's zone, and who helps it since it is full.
+    help: Option<(&'a str, &'a Help)>,
 }
 
 /// Configured priority, then whether it is outside the client's zone.
@@ -22,12 +24,12 @@ type Rank = (u32, bool);
 
 impl<'a> Tiers<'a> {
     /// The tiers of a cohort.
-    pub(super) fn of(service: &'a ServiceSnapshot, cohort: &Cohort) -> Self {
+    pub(super) fn of(service: &'a ServiceSnapshot, cohort: &'a Cohort) -> Self {
         let mut ranks: BTreeMap<Rank, Vec<&EndpointSnapshot>> = BTreeMap::new();
         for endpoint in service.endpoints.iter().filter(|e| counts(e.state)) {
             ranks.entry(rank(service, cohort, endpoint)).or_default().push(endpoint);
         }
-        let mut tiers = Self { chosen: Vec::new(), failover: None, best_priority: u32::MAX };
+        let mut tiers = Self { chosen: Vec::new(), failover: None, best_priority: u32::MAX, help: None };
         let mut weak: Option<Rank> = None;
         for (rank, members) in ranks {
             let usable = members.iter().filter(|e| is_usable(e.state, service.mode)).count();
@@ -54,7 +56,33 @@ impl<'a> Tiers<'a> {
                 weak = Some(rank);
             }
         }
+        tiers.get_help(service, cohort);
         tiers
+    }
+
+    /// Where the client's zone serves, but cannot take all that its clients call, endpoints of others join it.
+    fn get_help(&mut self, service: &'a ServiceSnapshot, cohort: &'a Cohort) {
+        let zone = cohort.locality.zone();
+        let Some(help) = service.help.iter().find(|(at, _)| at.as_str() == zone).map(|(_, help)| help) else { return };
+        let Some((first, lower)) = self.chosen.split_first_mut() else { return };
+        if self.failover.is_some() || !is_split(service, cohort) {
+            return;
+        }
+        let priority = self.best_priority;
+        let helps = |e: &EndpointSnapshot| e.spec.priority == priority && help.of(e.spec.locality.zone()).is_some();
+        for tier in lower {
+            first.extend(tier.extract_if(.., |e| helps(e)));
+        }
+        self.chosen.retain(|tier| !tier.is_empty());
+        self.help = Some((zone, help));
+        self.failover = Some(format!("zone {zone} is full, other zones help"));
+    }
+
+    /// The part of its weight that an endpoint has in the best tier, thousandths; `None` if it is at home there.
+    pub(super) fn help_milli(&self, endpoint: &EndpointSnapshot) -> Option<u32> {
+        let (zone, help) = self.help?;
+        let at = endpoint.spec.locality.zone();
+        if at == zone { None } else { help.of(at) }
     }
 
     /// Why an offered endpoint stands in a lower tier.

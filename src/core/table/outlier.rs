@@ -198,7 +198,9 @@ impl Service {
         let Some(endpoint) = self.endpoints.get_mut(address) else { return };
         endpoint.load.ended(outcomes, now);
         self.urgent |= endpoint.outlier.told(client, outcomes, now);
-        self.subsets.called(client, outcomes.ok.saturating_add(outcomes.failed));
+        let calls = outcomes.ok.saturating_add(outcomes.failed);
+        self.subsets.called(client, calls);
+        self.zones.called(client, calls);
         if outcomes.failed > 0 || outcomes.suspect {
             let evidence_matters = endpoint.health.failed_checks() > 0;
             self.urgent |= endpoint.health.client_failed(now) | evidence_matters;

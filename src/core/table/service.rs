@@ -15,6 +15,7 @@ use super::{
     judge::Judge,
     subsets::Subsets,
     words::Words,
+    zones::Zones,
 };
 use crate::{
     config::ServiceConfig,
@@ -59,6 +60,7 @@ pub(super) struct Service {
     pub(super) scale: Scale,
     pub(super) gauge: Gauge,
     pub(super) subsets: Subsets,
+    pub(super) zones: Zones,
     /// Until then backends that registered before the balancer started may still turn up.
     settled_at: Timestamp,
     /// It began with what the last start had kept: everybody heard before is in it, and nothing has to settle.
@@ -92,6 +94,7 @@ impl Service {
             scale: Scale::default(),
             gauge: Gauge::default(),
             subsets: Subsets::default(),
+            zones: Zones::default(),
             settled_at,
             restored: false,
             unkept: true,
@@ -364,6 +367,7 @@ impl Service {
             }
         }
         self.subsets.resumed(now);
+        self.zones.resumed(now);
         self.judge.not_before = now.after(self.config.health.interval + self.config.health.deadline);
         self.urgent = true;
     }
@@ -390,6 +394,7 @@ impl Service {
         self.judge.doubts &= self.endpoints.values().any(|e| e.doubted);
         self.soft &= !self.measure(now);
         self.plan_subsets(words, now);
+        self.look_at_zones(words, now);
         self.urgent = false;
         self.built_at = now;
         self.due = self.next_due(words, now);
@@ -482,7 +487,8 @@ impl Service {
         let settled = [self.settled_at, self.settled_at.after(FIRST_CHECKS)].into_iter().find(|at| now < *at);
         let words = words.and_then(Words::due);
         let outliers = self.endpoints.values().filter_map(|e| e.outlier.due(now));
-        let dues = reports.chain(evidence).chain(estimates).chain(settled).chain(words).chain(outliers);
-        dues.chain(self.subsets.due()).min().unwrap_or(Timestamp(u64::MAX))
+        let looks = self.subsets.due().into_iter().chain(self.zones.due());
+        let dues = reports.chain(evidence).chain(estimates).chain(settled).chain(words).chain(outliers).chain(looks);
+        dues.min().unwrap_or(Timestamp(u64::MAX))
     }
 }

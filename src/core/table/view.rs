@@ -55,6 +55,7 @@ pub(super) fn view(service: &Service, light: &Light<'_>) -> ServiceSnapshot {
         settling,
         stale: service.is_stale(now),
         fleet: service.gauge.fleet(),
+        help: service.zones.help.clone(),
         endpoints,
     };
     if let Some(before) = before.filter(|before| shows_the_same(before, &after)) {
@@ -352,6 +353,7 @@ fn shows_the_same(a: &ServiceSnapshot, b: &ServiceSnapshot) -> bool {
             && a.reasons.iter().map(|r| (r.code, &r.detail)).eq(b.reasons.iter().map(|r| (r.code, &r.detail)))
     };
     (a.mode, &a.note, a.settling, a.stale, &a.config) == (b.mode, &b.note, b.settling, b.stale, &b.config)
+        && a.help == b.help
         && a.endpoints.len() == b.endpoints.len()
         && a.endpoints.iter().zip(&b.endpoints).all(|(a, b)| same(a, b))
 }
