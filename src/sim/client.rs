@@ -93,6 +93,9 @@ impl Client {
     /// Its dispatcher hears of the list and the connections as they are now.
     pub(crate) fn relist(&mut self, now_us: u64) {
         let Some(list) = &self.list else { return };
+        if self.unreachable.is_empty() {
+            return self.dispatcher.list(&list.listed, now_us);
+        }
         let ready = |endpoint| self.unreachable.binary_search(&endpoint).is_err();
         let listed: Vec<Listed> =
             list.listed.iter().map(|listed| Listed { ready: ready(listed.endpoint), ..*listed }).collect();

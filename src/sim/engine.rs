@@ -25,8 +25,6 @@ use faults::Faults;
 use lookaside_sdk::picker::Rng;
 use news::Heard;
 
-/// A measured call that has not ended so long after the measured time counts with the time it took until then.
-const OVERTIME_US: u64 = 30_000_000;
 const SECOND_US: u64 = 1_000_000;
 
 /// What happens.
@@ -100,8 +98,6 @@ pub(crate) struct Engine<'a> {
     calls_free: Vec<u32>,
     flights: Vec<Flight>,
     flights_free: Vec<u32>,
-    /// Measured calls that have not ended.
-    open: u64,
     meter: Meter,
     balancer: Balancer,
     news: news::State,
@@ -138,7 +134,6 @@ impl<'a> Engine<'a> {
             calls_free: Vec::new(),
             flights: Vec::new(),
             flights_free: Vec::new(),
-            open: 0,
             meter: Meter::new(scenario),
             balancer: Balancer::new(scenario, &zones, seed),
             news: news::State::new(endpoints.len()),
@@ -151,16 +146,14 @@ impl<'a> Engine<'a> {
 
     /// To the end.
     pub(crate) fn run(mut self, seed: u64) -> Run {
-        let (from_us, until_us) = (self.scenario.measured_from_us(), self.scenario.measured_until_us());
         self.begin_faults();
         self.begin_news();
         for client in 0..self.scenario.clients.count {
             self.plan_call(client);
         }
-        self.queue.at(from_us, Event::Second);
+        self.queue.at(self.scenario.measured_from_us(), Event::Second);
         while let Some(event) = self.queue.next() {
-            let now_us = self.queue.now_us();
-            if now_us > until_us && (self.open == 0 || now_us > until_us + OVERTIME_US) {
+            if self.meter.is_over(self.queue.now_us()) {
                 break;
             }
             self.happen(event);

@@ -16,8 +16,6 @@ use crate::{
 };
 
 const SECOND_US: u64 = 1_000_000;
-/// As for all policies.
-const OVERTIME_US: u64 = 30_000_000;
 
 #[derive(Debug)]
 enum Event {
@@ -25,14 +23,14 @@ enum Event {
         client: u32,
     },
     Reached {
-        call: Call,
+        call: u32,
     },
     /// The call that was to be done first is done, unless plans have changed.
     Served {
         generation: u32,
     },
     Back {
-        call: Call,
+        call: u32,
     },
     Second,
 }
@@ -41,6 +39,35 @@ enum Event {
 struct Call {
     arrived_us: u64,
     size_us: f64,
+    is_open: bool,
+}
+
+/// Calls that have not ended, and free places.
+#[derive(Debug, Default)]
+struct Calls {
+    all: Vec<Call>,
+    free: Vec<u32>,
+}
+
+impl Calls {
+    fn begin(&mut self, call: Call) -> u32 {
+        match self.free.pop() {
+            Some(free) => {
+                self.all[free as usize] = call;
+                free
+            }
+            None => {
+                self.all.push(call);
+                (self.all.len() - 1) as u32
+            }
+        }
+    }
+
+    fn end(&mut self, at: u32) -> Call {
+        self.free.push(at);
+        self.all[at as usize].is_open = false;
+        self.all[at as usize]
+    }
 }
 
 /// All cores.
@@ -49,11 +76,9 @@ struct Pool {
     model: Model,
     /// Of the n fastest cores together; the first is 0.
     speed_sums: Vec<f64>,
-    calls: Vec<Call>,
-    free: Vec<u32>,
     /// For `ps`: progress at which each is done; all progress alike. For `fcfs`: when, microseconds.
     served: BinaryHeap<Reverse<(u64, u32, u32)>>,
-    waiting: VecDeque<u32>,
+    waiting: VecDeque<(u32, f64)>,
     /// For `fcfs`: those that are idle, by their place among the fastest.
     idle: BinaryHeap<Reverse<u32>>,
     progress_us: f64,
@@ -76,8 +101,6 @@ impl Pool {
         Self {
             model: if all_share { Model::Ps } else { Model::Fcfs },
             speed_sums: std::iter::once(0.0).chain(sums).collect(),
-            calls: Vec::new(),
-            free: Vec::new(),
             served: BinaryHeap::new(),
             waiting: VecDeque::new(),
             idle: (0..speeds.len() as u32).map(Reverse).collect(),
@@ -98,22 +121,12 @@ impl Pool {
         self.at_us = now_us;
     }
 
-    fn take(&mut self, call: Call, now_us: u64) {
+    fn take(&mut self, call: u32, size_us: f64, now_us: u64) {
         self.advance(now_us);
-        let at = match self.free.pop() {
-            Some(free) => {
-                self.calls[free as usize] = call;
-                free
-            }
-            None => {
-                self.calls.push(call);
-                (self.calls.len() - 1) as u32
-            }
-        };
         match self.model {
-            Model::Ps => self.served.push(Reverse(((self.progress_us + call.size_us).to_bits(), at, 0))),
+            Model::Ps => self.served.push(Reverse(((self.progress_us + size_us).to_bits(), call, 0))),
             Model::Fcfs => {
-                self.waiting.push_back(at);
+                self.waiting.push_back((call, size_us));
                 self.begin(now_us);
             }
         }
@@ -122,11 +135,11 @@ impl Pool {
     /// The call that waits longest goes to the fastest core that is idle.
     fn begin(&mut self, now_us: u64) {
         while let Some(Reverse(core)) = self.idle.peek().copied() {
-            let Some(at) = self.waiting.pop_front() else { return };
+            let Some((call, size_us)) = self.waiting.pop_front() else { return };
             self.idle.pop();
             let speed = self.speed_sums[core as usize + 1] - self.speed_sums[core as usize];
-            let done_us = now_us + (self.calls[at as usize].size_us / speed).ceil() as u64;
-            self.served.push(Reverse((done_us, at, core)));
+            let done_us = now_us + (size_us / speed).ceil() as u64;
+            self.served.push(Reverse((done_us, call, core)));
         }
     }
 
@@ -142,11 +155,9 @@ impl Pool {
         })
     }
 
-    fn finish(&mut self, now_us: u64) -> Option<Call> {
+    fn finish(&mut self, now_us: u64) -> Option<u32> {
         self.advance(now_us);
-        let Reverse((_, at, core)) = self.served.pop()?;
-        self.free.push(at);
-        let call = self.calls[at as usize];
+        let Reverse((_, call, core)) = self.served.pop()?;
         match self.model {
             Model::Ps => {}
             Model::Fcfs => {
@@ -164,8 +175,9 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> Run {
     let mut arrivals = Arrivals::of(scenario, seed);
     let mut next_size_us = vec![0.0; arrivals.len()];
     let mut pool = Pool::new(scenario);
+    let mut calls = Calls::default();
     let mut meter = Meter::new(scenario);
-    let (mut generation, mut open) = (0_u32, 0_u64);
+    let mut generation = 0_u32;
     let until_us = scenario.measured_until_us();
     let mut plan = |client: u32, queue: &mut Queue<Event>, next_size_us: &mut [f64]| {
         if let Some((at_us, size_us)) = arrivals[client as usize].next() {
@@ -179,19 +191,20 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> Run {
     queue.at(scenario.measured_from_us(), Event::Second);
     while let Some(event) = queue.next() {
         let now_us = queue.now_us();
-        if now_us > until_us && (open == 0 || now_us > until_us + OVERTIME_US) {
+        if meter.is_over(now_us) {
             break;
         }
         match event {
             Event::Called { client } => {
-                let call = Call { arrived_us: now_us, size_us: next_size_us[client as usize] };
+                let size_us = next_size_us[client as usize];
+                let call = calls.begin(Call { arrived_us: now_us, size_us, is_open: true });
                 plan(client, &mut queue, &mut next_size_us);
-                open += u64::from(meter.measures(now_us));
+                meter.called(now_us);
                 meter.sent(now_us, false, now_us);
                 queue.send(Event::Reached { call });
                 continue;
             }
-            Event::Reached { call } => pool.take(call, now_us),
+            Event::Reached { call } => pool.take(call, calls.all[call as usize].size_us, now_us),
             Event::Served { generation: planned } if planned == generation => {
                 if let Some(call) = pool.finish(now_us) {
                     queue.send(Event::Back { call });
@@ -199,7 +212,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> Run {
             }
             Event::Served { .. } => continue,
             Event::Back { call } => {
-                open -= u64::from(meter.measures(call.arrived_us));
+                let call = calls.end(call);
                 meter.ended(call.arrived_us, call.size_us, Ended::Well, now_us);
                 continue;
             }
@@ -215,6 +228,9 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> Run {
         if let Some(at_us) = pool.next_us() {
             queue.at(at_us, Event::Served { generation });
         }
+    }
+    for call in calls.all.iter().filter(|call| call.is_open) {
+        meter.ended(call.arrived_us, call.size_us, Ended::Well, queue.now_us());
     }
     meter.finish(scenario, Policy::Bound, seed, queue.planned_ever())
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lookaside_core::config::CallConfig;
-use lookaside_sdk::picker::{Class, Fleet, Offer, Peer, Pick, Picker, Policy, RetryBudget, Rng, Suspicion};
+use lookaside_sdk::picker::{Candidate, Class, Fleet, Offer, Peer, Pick, Picker, Policy, RetryBudget, Rng, Suspicion};
 
 use super::{Answer, Choice, Dispatcher, End, Listed};
 use crate::world::World;
@@ -105,7 +105,7 @@ impl Dispatcher for Lookaside {
     fn choose(&mut self, _: &World, now_us: u64, rng: &mut Rng, tried: &[u32]) -> Choice {
         self.note_tried(tried, now_us);
         match self.picker.pick_or_ask(None, now_us, rng, &self.tried) {
-            Some(Pick::Sure(candidate)) => Choice::Send(candidate.item),
+            Some(Pick::Sure(chosen)) => Choice::Send(sent(chosen, now_us)),
             Some(Pick::Ask([first, second])) => Choice::Ask([first.item, second.item]),
             None => Choice::Nobody,
         }
@@ -116,10 +116,10 @@ impl Dispatcher for Lookaside {
         let peers = asked.map(|(endpoint, answer)| (self.peer(endpoint, now_us), answer.map(|answer| answer.rif)));
         let [(Some(first), said_first), (Some(second), said_second)] = peers else {
             // One of them has left the list meanwhile.
-            return self.picker.pick_for(None, now_us, rng, &self.tried).map(|candidate| candidate.item);
+            return self.picker.pick_for(None, now_us, rng, &self.tried).map(|chosen| sent(chosen, now_us));
         };
         let asked = [(&*first, said_first), (&*second, said_second)];
-        self.picker.settle(asked, now_us, rng, &self.tried).map(|candidate| candidate.item)
+        self.picker.settle(asked, now_us, rng, &self.tried).map(|chosen| sent(chosen, now_us))
     }
 
     fn probes(&mut self, _: u64, rng: &mut Rng, out: &mut Vec<u32>) {
@@ -129,12 +129,6 @@ impl Dispatcher for Lookaside {
     fn probe_answered(&mut self, endpoint: u32, answer: Answer, now_us: u64) {
         if let Some(peer) = self.peer(endpoint, now_us) {
             self.picker.heard(&peer, answer.rif, now_us);
-        }
-    }
-
-    fn sent(&mut self, endpoint: u32, now_us: u64) {
-        if let Some(peer) = self.peer(endpoint, now_us) {
-            peer.sent(now_us);
         }
     }
 
@@ -169,4 +163,10 @@ impl Dispatcher for Lookaside {
     fn survey(&mut self, now_us: u64, out: &mut Vec<u32>) {
         out.extend(self.picker.survey(now_us).map(|candidate| candidate.item));
     }
+}
+
+/// What is chosen is sent at once.
+fn sent(chosen: &Candidate<u32>, now_us: u64) -> u32 {
+    chosen.peer.sent(now_us);
+    chosen.item
 }

@@ -86,7 +86,7 @@ impl Engine<'_> {
         tried.clear();
         self.calls[call as usize] =
             Call { client, arrived_us, size_us, attempts: 0, tried, asked: None, is_open: true };
-        self.open += u64::from(self.meter.measures(arrived_us));
+        self.meter.called(arrived_us);
         self.choose(call);
     }
 
@@ -340,7 +340,6 @@ impl Engine<'_> {
         let now_us = self.queue.now_us();
         let call = &mut self.calls[at as usize];
         call.is_open = false;
-        self.open -= u64::from(self.meter.measures(call.arrived_us));
         self.meter.ended(call.arrived_us, call.size_us, ended, now_us);
         self.calls_free.push(at);
     }

@@ -1,6 +1,6 @@
 //! Measures while a run goes on.
 
-use super::{Failed, Figures, Histogram, Run, Second, Shares};
+use super::{Failed, Figures, Histogram, OPEN_SHARE, OVERTIME_US, Run, Second, Shares};
 use crate::{dispatch::Policy, endpoint::Presence, scenario::Scenario};
 
 /// One second, microseconds.
@@ -32,6 +32,8 @@ pub(crate) struct Reading {
 pub(crate) struct Meter {
     from_us: u64,
     until_us: u64,
+    /// Measured calls that have not ended.
+    open: u64,
     pub(crate) total: Figures,
     /// Name, begin, end.
     pub(crate) windows: Vec<(String, u64, u64, Figures)>,
@@ -54,6 +56,7 @@ impl Meter {
         Self {
             from_us,
             until_us,
+            open: 0,
             total: Figures::default(),
             windows: scenario.windows.iter().map(window).collect(),
             timeline: vec![Second::default(); scenario.measured_ms.div_ceil(1_000) as usize],
@@ -91,6 +94,7 @@ impl Meter {
 
     /// A call ended, of so much work.
     pub(crate) fn ended(&mut self, arrived_us: u64, size_us: f64, ended: Ended, now_us: u64) {
+        self.open -= u64::from(self.measures(arrived_us));
         let latency_us = now_us - arrived_us;
         let slowdown_milli = (latency_us as f64 * 1_000.0 / size_us) as u64;
         self.figures(arrived_us, |figures| {
@@ -149,6 +153,17 @@ impl Meter {
     /// A client got a list.
     pub(crate) fn listed(&mut self, now_us: u64) {
         self.lists += u64::from(self.measures(now_us));
+    }
+
+    /// A call arrived.
+    pub(crate) fn called(&mut self, at_us: u64) {
+        self.open += u64::from(self.measures(at_us));
+    }
+
+    /// Whether nothing that is measured can change any more.
+    pub(crate) fn is_over(&self, now_us: u64) -> bool {
+        let few = self.open <= self.total.calls / OPEN_SHARE;
+        now_us > self.until_us && (few || now_us > self.until_us + OVERTIME_US)
     }
 
     /// Whether endpoints are to be read at the end of this second.
