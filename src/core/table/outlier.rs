@@ -87,7 +87,8 @@ impl Outlier {
             return false;
         }
         self.voices.add(client, counts, now);
-        if counts.failed > 0 {
+        // What is evident without one of them is never more than what all of them told, which is quickly looked at.
+        if counts.failed > 0 && !self.accused && self.voices.sum(now).failed_permille() > FAILED_PERMILLE_MIN {
             let agreed = self.voices.agree(now);
             self.accused = agreed.is_some_and(|agreed| agreed.failed_permille_least > FAILED_PERMILLE_MIN);
         }
@@ -217,6 +218,7 @@ impl Service {
                 // Whose checks fail is judged by these, and by what clients say beside them.
                 && endpoint.health.failed_checks() == 0
                 && let Some(agreed) = endpoint.outlier.voices.agree(now)
+                && agreed.failed_permille_least > FAILED_PERMILLE_MIN
             {
                 accused.push((agreed, endpoint.spec.address.clone()));
             }

@@ -31,6 +31,9 @@ const HELP: std::ops::RangeInclusive<f64> = 0.01..=0.9;
 /// Points by which help must change to be worth new lists.
 const HELP_STEP: f64 = 0.02;
 
+/// The part of its capacity that counts as room in any zone.
+const ROOM_MIN: f64 = 0.001;
+
 /// Calls per second of all clients below which nothing is known of any.
 const RATE_MIN: f64 = 1.0;
 
@@ -50,12 +53,14 @@ struct Zone {
     strength: Strength,
     /// Smoothed; `None` while too few of its endpoints have said how full they are.
     utilization: Option<f64>,
-    is_helped: bool,
-    /// The part of its calls that goes elsewhere.
-    helped: f64,
+    /// The parts of its calls that go elsewhere.
+    helped: Option<Parts>,
     /// What it does for others.
     given: f64,
 }
+
+/// Parts of the calls of a zone, by who takes them.
+type Parts = BTreeMap<Locality, f64>;
 
 #[derive(Debug, Default, Clone)]
 struct Rate {
@@ -127,46 +132,44 @@ impl Zones {
         (!self.zones.is_empty()).then(|| self.looked_at.after(LOOK))
     }
 
-    /// Who helps whom.
+    /// Who helps whom. Where it is what it was, but for two points, it stays as it was to the last digit.
     fn spread(&mut self) {
         let load = Load::of(self);
-        let mut help = BTreeMap::new();
+        let new: BTreeMap<Locality, Parts> =
+            self.zones.iter().filter_map(|(at, zone)| Some((at.clone(), load.helped(at, zone)?))).collect();
         let mut given: BTreeMap<Locality, f64> = BTreeMap::new();
-        for (at, zone) in &self.zones {
-            let Some((helped, room)) = load.helped(at, zone) else { continue };
-            for (other, own) in load.others(at) {
-                *given.entry(other.clone()).or_default() += load.of_clients(zone) * helped * own / room;
+        for (at, zone) in &mut self.zones {
+            let new = new.get(at);
+            if new.is_none_or(|new| !zone.is_near(new)) {
+                zone.helped = new.cloned();
             }
-            let is_small = zone.is_helped && (helped - zone.helped).abs() < HELP_STEP;
-            let helped = if is_small { zone.helped } else { helped };
-            // Clients divide their calls by weight and capacity: what an endpoint elsewhere has, beside one at home.
-            let at_home = (1.0 - helped) / zone.strength.drawn;
-            let milli = |other: &Locality, own: f64| {
-                let drawn = self.zones.get(other).map_or(1.0, |zone| zone.strength.drawn);
-                ((helped * own / room / drawn / at_home * 1000.0).round() as u32).max(1)
-            };
-            let weight_milli = load.others(at).map(|(other, own)| (other.clone(), milli(other, own))).collect();
-            let new = Help { weight_milli };
-            // As it was, though the others have a little more or less room.
-            let held = self.help.get(at).filter(|held| is_small && held.is_near(&new)).cloned();
-            help.insert(at.clone(), (helped, held.unwrap_or(new)));
+            for (other, part) in zone.helped.iter().flatten() {
+                *given.entry(other.clone()).or_default() += load.of_clients(zone) * part;
+            }
         }
         for (at, zone) in &mut self.zones {
             zone.given = given.remove(at).unwrap_or(0.0);
-            zone.is_helped = help.contains_key(at);
-            zone.helped = help.get(at).map_or(0.0, |(helped, _)| *helped);
         }
-        self.help = help.into_iter().map(|(at, (_, help))| (at, help)).collect();
+        self.help = self.zones.iter().filter_map(|(at, zone)| Some((at.clone(), self.help(zone)?))).collect();
+    }
+
+    /// Clients divide their calls by weight and capacity: what an endpoint elsewhere has of its weight, beside one at home.
+    fn help(&self, zone: &Zone) -> Option<Help> {
+        let helped = zone.helped.as_ref()?;
+        let at_home = (1.0 - helped.values().sum::<f64>()) / zone.strength.drawn;
+        let weight_milli = |(other, part): (&Locality, &f64)| {
+            let drawn = self.zones.get(other)?.strength.drawn;
+            Some((other.clone(), ((part / drawn / at_home * 1000.0).round() as u32).max(1)))
+        };
+        Some(Help { weight_milli: helped.iter().filter_map(weight_milli).collect() })
     }
 }
 
-impl Help {
-    /// Whether nothing differs by more than a fifth.
-    fn is_near(&self, new: &Self) -> bool {
-        let is_near = |(zone, old): (&Locality, &u32)| {
-            new.weight_milli.get(zone).is_some_and(|new| u64::from(new.abs_diff(*old)) * 5 <= u64::from(*old))
-        };
-        self.weight_milli.len() == new.weight_milli.len() && self.weight_milli.iter().all(is_near)
+impl Zone {
+    fn is_near(&self, new: &Parts) -> bool {
+        let Some(held) = &self.helped else { return false };
+        let of = |parts: &Parts, zone| parts.get(zone).copied().unwrap_or(0.0);
+        held.keys().chain(new.keys()).all(|zone| (of(held, zone) - of(new, zone)).abs() < HELP_STEP)
     }
 }
 
@@ -200,7 +203,9 @@ impl Load {
             let room = |zone: &Zone| {
                 // What is measured counts as well: not everybody who calls tells of it.
                 let measured = zone.utilization.unwrap_or(1.0) * zone.strength.capacity - zone.given;
-                (load.level * zone.strength.capacity - load.own(zone).max(measured)).max(0.0)
+                let room = load.level * zone.strength.capacity - load.own(zone).max(measured);
+                // Never nothing: who helps would come and go with the last digit.
+                room.max(ROOM_MIN * zone.strength.capacity)
             };
             load.room = zones.zones.iter().map(|(at, zone)| (at.clone(), room(zone))).collect();
         }
@@ -216,24 +221,21 @@ impl Load {
         self.of_clients(zone) + self.by_strangers * zone.strength.drawn
     }
 
-    /// Zones with room but one.
-    fn others<'a>(&'a self, at: &'a Locality) -> impl Iterator<Item = (&'a Locality, f64)> {
-        self.room.iter().filter(move |(other, room)| *other != at && **room > 0.0).map(|(other, room)| (other, *room))
-    }
-
-    /// The part of its calls for which a zone is to get help, and the room that there is for them.
-    fn helped(&self, at: &Locality, zone: &Zone) -> Option<(f64, f64)> {
+    /// The parts of its calls for which a zone is to get help.
+    fn helped(&self, at: &Locality, zone: &Zone) -> Option<Parts> {
         let (own, capacity, of_clients) = (self.own(zone), zone.strength.capacity, self.of_clients(zone));
-        let is_full = match zone.is_helped {
-            true => own >= NOT_FULL * capacity,
-            false => own > FULL * capacity && zone.utilization.is_some_and(|utilization| utilization > FULL),
+        let excess = own - self.level * capacity;
+        let is_full = match &zone.helped {
+            Some(_) => own >= NOT_FULL * capacity && excess >= (NOT_FULL - FULL) * capacity,
+            None => excess > 0.0 && zone.utilization.is_some_and(|utilization| utilization > FULL),
         };
-        let room: f64 = self.others(at).map(|(_, room)| room).sum();
+        let others = || self.room.iter().filter(|(other, _)| *other != at);
+        let room: f64 = others().map(|(_, room)| room).sum();
         if !is_full || room <= 0.0 || of_clients <= 0.0 {
             return None;
         }
-        let excess = (own - self.level * capacity).clamp(0.0, room);
-        Some(((excess / of_clients).clamp(*HELP.start(), *HELP.end()), room))
+        let helped = (excess.clamp(0.0, room) / of_clients).clamp(*HELP.start(), *HELP.end());
+        Some(others().map(|(other, own)| (other.clone(), helped * own / room)).collect())
     }
 }
 
