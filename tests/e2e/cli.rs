@@ -281,6 +281,9 @@ async fn a_benchmark_leaves_no_process_behind_however_it_ends() {
             started.iter().all(|id| parent(*id).is_none()).then_some(())
         })
         .await;
+        // Nobody is left who could, after a SIGKILL.
+        let folder = std::env::temp_dir().join(format!("lookaside-bench-{}-balancer", bench.id()));
+        assert_eq!(std::fs::remove_dir_all(folder).is_ok(), signal == Signal::SIGKILL);
     }
 }
 

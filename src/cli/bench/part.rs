@@ -117,7 +117,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             raise_file_limit();
             output::json(&())?;
             let Some(plan) = next::<fleet::Plan>(&mut lines).await? else { return Ok(()) };
-            let fleet = Fleet::start(plan).await.map_err(failure)?;
+            let Some(fleet) = unless_alone(&mut lines, Fleet::start(plan)).await else { return Ok(()) };
+            let fleet = fleet.map_err(failure)?;
             output::json(&Ready { addresses: fleet.addresses() })?;
             while let Some(count) = next::<u32>(&mut lines).await? {
                 output::json(&fleet.fail(count))?;
@@ -127,14 +128,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             raise_file_limit();
             output::json(&())?;
             let Some(plan) = next::<clients::Plan>(&mut lines).await? else { return Ok(()) };
-            let callers = Callers::connect(&plan).await.map_err(failure)?;
+            let Some(callers) = unless_alone(&mut lines, Callers::connect(&plan)).await else { return Ok(()) };
+            let callers = callers.map_err(failure)?;
             output::json(&())?;
             while let Some(window) = next::<Window>(&mut lines).await? {
-                tokio::select! {
-                    told = callers.run(window) => output::json(&told)?,
-                    // Nobody asks twice: whoever asked has gone, and a window may last for minutes.
-                    _ = lines.next_line() => return Ok(()),
-                }
+                let Some(told) = unless_alone(&mut lines, callers.run(window)).await else { return Ok(()) };
+                output::json(&told)?;
             }
         }
         Part::Guard { program } => {
@@ -143,8 +142,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             let started = Command::new(name).args(args).stdin(Stdio::null()).kill_on_drop(true).spawn();
             let mut guarded = started.map_err(|error| Failure::new(Exit::Failed, format!("{name}: {error}")))?;
             tokio::select! {
-                _ = guarded.wait() => return Err(Failure::new(Exit::Failed, format!("{name} ended"))),
-                _ = lines.next_line() => {}
+                ended = unless_alone(&mut lines, guarded.wait()) => if ended.is_some() {
+                    return Err(Failure::new(Exit::Failed, format!("{name} ended")));
+                },
                 () = stop.requested() => {}
             }
             // Gone already is gone as well.
@@ -159,6 +159,14 @@ async fn next<Q: DeserializeOwned>(lines: &mut Lines<BufReader<Stdin>>) -> Resul
     let Some(line) = lines.next_line().await? else { return Ok(None) };
     let question = serde_json::from_str(&line);
     question.map(Some).map_err(|error| Failure::new(Exit::Usage, format!("{error} in {line}")))
+}
+
+/// Does what takes minutes, as a window may; `None` when whoever asked has gone meanwhile. Nobody asks twice.
+async fn unless_alone<T>(lines: &mut Lines<BufReader<Stdin>>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        _ = lines.next_line() => None,
+    }
 }
 
 fn failure(error: Error) -> Failure {
