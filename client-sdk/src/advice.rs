@@ -1,5 +1,5 @@
-//! What is said of calls, beside which endpoints there are: the rules per method, the budgets of retries and hedges, and how many
-//! calls an endpoint may have. The application's word comes before a balancer's, and of balancers the newest word stands,
+//! What is said of calls, beside which endpoints there are: the rules per method, the budgets of retries and hedges, whether the
+//! service has too much to do, and how many calls an endpoint may have. The application's word comes before a balancer's, and of balancers the newest word stands,
 //! through any outage. What it means for a call is for the call to say.
 
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use lookaside_proto::v1;
 
 use crate::{
-    picker::{RetryBudget, ShareBudget},
+    picker::{RetryBudget, ShareBudget, Throttle},
     policy::{MethodPolicy, Methods},
 };
 
@@ -33,6 +33,7 @@ pub(crate) struct Advice {
     balancers: ArcSwap<Said>,
     pub(crate) retries: RetryBudget,
     pub(crate) hedges: ShareBudget,
+    pub(crate) throttle: Throttle,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +49,7 @@ impl Default for Advice {
             balancers: ArcSwap::default(),
             retries: RetryBudget::new(RETRY_BUDGET_PERCENT),
             hedges: ShareBudget::of_hedges(HEDGE_BUDGET_PERCENT),
+            throttle: Throttle::default(),
         }
     }
 }

@@ -114,6 +114,12 @@ impl Attempt {
         let now_us = self.pool.now_us();
         // Counted before it leaves its place in flight: an endpoint that left the list is forgotten with its last call.
         if let Some(sent_us) = self.sent_us.filter(|_| told) {
+            match class {
+                // An error is an answer as well: the call was taken.
+                Class::Ok | Class::Caller | Class::Endpoint => self.pool.advice.throttle.ended(true, now_us),
+                Class::Overload | Class::Deadline => self.pool.advice.throttle.ended(false, now_us),
+                Class::Cancelled => {}
+            }
             let is_news = self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
             if is_news {
                 self.pool.news();

@@ -68,6 +68,9 @@ pub(crate) async fn run(
     if policy.is_some_and(|p| p.idempotency_key) && !head.headers.contains_key(IDEMPOTENCY_KEY) {
         head.headers.insert(IDEMPOTENCY_KEY, random_key());
     }
+    if pool.advice.throttle.is_on() && pool.advice.throttle.holds_back(pool.now_us(), &mut pool.rng()) {
+        return Err(held_back(pool));
+    }
     let mut limits = Limits::new(&head.headers, &settings.defaults, policy);
     let replay = Replay::new(body);
     let repeated = policy.filter(|p| p.repeats());
@@ -175,6 +178,16 @@ fn timed_out(pool: &Pool, trail: &Trail, limits: &Limits, expired: Expired) -> S
         }
     };
     trail.told_in(status)
+}
+
+fn held_back(pool: &Pool) -> Status {
+    let (calls, taken) = pool.advice.throttle.remembered(pool.now_us());
+    let message = format!(
+        "not sent: the balancer says that {} has too much to do, and of this client's last {calls} calls it took {taken}. \
+         try: lookaside explain {} --client {}",
+        pool.service, pool.service, pool.client_id
+    );
+    why::status(Code::ResourceExhausted, message, None, What::Throttled, 0)
 }
 
 /// Different for every call, the same for all of its attempts.

@@ -76,6 +76,8 @@ pub(crate) async fn run(pool: Arc<Pool>, identity: Identity, balancers: Vec<Stri
         pool.drop_old_outcomes();
         pool.change_view(|view| view.connected(balancer.clone()));
         let (end, heard) = Session::run(&pool, cache, opened).await;
+        // Nobody says so any more.
+        pool.advice.throttle.set_on(false);
         let now = Instant::now();
         // What came after its last word was no use.
         if heard - began >= RECONNECT_LONGEST {
@@ -274,6 +276,7 @@ impl<'a> Session<'a> {
 
     fn take_tick(&mut self, tick: &Tick) -> Option<End> {
         self.pool.advice.take_budgets(tick.retry_budget_percent, tick.hedge_budget_percent);
+        self.pool.advice.throttle.set_on(tick.overload);
         let probes = if tick.probe_budget_percent > 0 { tick.probe_budget_percent } else { PROBE_BUDGET_PERCENT };
         self.pool.probing.budget.set_percent(probes);
         if tick.report_period_ms > 0 {

@@ -23,6 +23,7 @@ mod probing;
 mod ring;
 mod rng;
 mod standing;
+mod throttle;
 mod tokens;
 
 use std::sync::{Arc, atomic::AtomicBool};
@@ -35,6 +36,7 @@ pub use peer::{Peer, SILENCE_CANARY_US, SOUR_US, UNANSWERED_MAX};
 pub use probing::{PATIENCE_US_MAX, PAYS_FACTOR, PROBE_BUDGET_PERCENT, Probing};
 pub use ring::{CALLS_SPARED, Key, Keyed, PLACES_MAX, Rings};
 pub use rng::Rng;
+pub use throttle::Throttle;
 pub use tokens::{LANES_MAX, TOKENS_MAX};
 
 pub(crate) use rng::fnv_1a;

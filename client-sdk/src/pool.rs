@@ -118,7 +118,9 @@ impl Member {
 
 impl Pool {
     pub(crate) fn new(service: String, client_id: String, connect_timeout: Duration, seed: u64) -> Arc<Self> {
-        let fleet = Arc::new(Fleet::new(seed));
+        // A lane for each thread that may pick at the same time.
+        let lanes = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let fleet = Arc::new(Fleet::with_lanes(seed, lanes));
         let none = Picker::new(Default::default(), fleet.clone(), []);
         let started = Instant::now();
         let state = State {

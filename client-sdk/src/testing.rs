@@ -130,6 +130,11 @@ impl Balancer {
         self.script.set_report_period(period);
     }
 
+    /// Says of every service, now and with each heartbeat, whether it has too much to do.
+    pub fn set_overload(&self, overload: bool) {
+        self.script.set_overload(overload);
+    }
+
     /// Says of a service that it cannot be answered, now and to later subscribers, until a list is set.
     pub fn service_error(&self, service: &str, code: tonic::Code, reason: &str, message: &str) {
         let (service, reason, message) = (service.to_owned(), reason.to_owned(), message.to_owned());

@@ -64,6 +64,8 @@ pub enum What {
     NotGrpc,
     /// Every endpoint had as many calls in flight as it may have, and too many calls were waiting already.
     EndpointsFull,
+    /// It was not sent: the balancer says that the service has too much to do, and most calls were refused of late.
+    Throttled,
 }
 
 /// Why a failed call was not sent once more. Closed.
@@ -83,10 +85,13 @@ pub enum NotRetried {
     Budget,
     /// The next attempt would have begun after its deadline.
     Deadline,
+    /// The balancer says that the service has too much to do.
+    Overload,
 }
 
 impl NotRetried {
-    const ALL: [NotRetried; 7] = [
+    const ALL: [NotRetried; 8] = [
+        NotRetried::Overload,
         NotRetried::NotIdempotent,
         NotRetried::Code,
         NotRetried::Attempts,
@@ -106,6 +111,7 @@ impl NotRetried {
             NotRetried::RequestTooLong => "REQUEST_TOO_LONG",
             NotRetried::Budget => "BUDGET",
             NotRetried::Deadline => "DEADLINE",
+            NotRetried::Overload => "OVERLOAD",
         }
     }
 
@@ -118,6 +124,7 @@ impl NotRetried {
             NotRetried::Pushback => "the endpoint asked not to",
             NotRetried::RequestTooLong => "its request is longer than 65536 bytes and was not kept",
             NotRetried::Budget => "the retry budget is spent, too many calls fail",
+            NotRetried::Overload => "the balancer says that the service has too much to do",
             NotRetried::Deadline => "the next attempt would have begun after its deadline",
         }
     }
@@ -134,7 +141,8 @@ impl NotRetried {
 }
 
 impl What {
-    const ALL: [What; 10] = [
+    const ALL: [What; 11] = [
+        What::Throttled,
         What::EndpointsFull,
         What::NoEndpoint,
         What::NotProcessed,
@@ -160,6 +168,7 @@ impl What {
             What::StreamTooOld => "STREAM_TOO_OLD",
             What::NotGrpc => "NOT_GRPC",
             What::EndpointsFull => "ENDPOINTS_FULL",
+            What::Throttled => "THROTTLED",
         }
     }
 }

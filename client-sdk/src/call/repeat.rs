@@ -144,7 +144,7 @@ impl<'a> Repeat<'a> {
             // The application has not said all yet, and two cannot wait for the rest of it.
             return;
         }
-        if !advice.retries.allows(pool.now_us()) || !advice.hedges.spend(1) {
+        if advice.throttle.is_on() || !advice.retries.allows(pool.now_us()) || !advice.hedges.spend(1) {
             self.hedge_at = None;
             return;
         }
@@ -215,6 +215,7 @@ impl<'a> Repeat<'a> {
             _ if self.is_refused => Err(NotRetried::Pushback),
             _ if self.attempts >= self.policy.attempts_max => Err(NotRetried::Attempts),
             _ if !self.call.replay.take_back() => Err(NotRetried::RequestTooLong),
+            _ if self.call.pool.advice.throttle.is_on() => Err(NotRetried::Overload),
             _ if !is_in_budget => Err(NotRetried::Budget),
             Pushback::After(_) => self.in_time(now),
             Pushback::None | Pushback::Never => {

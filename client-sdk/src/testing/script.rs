@@ -59,6 +59,7 @@ struct Inner {
     keep_listed: bool,
     tick_period: Option<Duration>,
     report_period: Duration,
+    overload: bool,
     picks: BTreeMap<u64, PickStream>,
     reports: BTreeMap<u64, ReportStream>,
     next_stream: u64,
@@ -85,6 +86,7 @@ impl Script {
             keep_listed: false,
             tick_period: Some(Duration::from_secs(1)),
             report_period: Duration::from_millis(100),
+            overload: false,
             picks: BTreeMap::new(),
             reports: BTreeMap::new(),
             next_stream: 0,
@@ -135,6 +137,13 @@ impl Script {
             inner.report_period = period;
             inner.tick();
             inner.forget_told();
+        });
+    }
+
+    pub(crate) fn set_overload(&self, overload: bool) {
+        self.change(|inner| {
+            inner.overload = overload;
+            inner.tick();
         });
     }
 
@@ -316,6 +325,7 @@ impl Inner {
             report_period_ms: millis(self.report_period),
             retry_budget_percent: RETRY_BUDGET_PERCENT,
             hedge_budget_percent: HEDGE_BUDGET_PERCENT,
+            overload: self.overload,
             ..Tick::default()
         })
     }

@@ -356,6 +356,41 @@ async fn a_first_failure_is_told_at_once_and_the_next_ones_five_times_a_second()
 }
 
 #[tokio::test]
+async fn during_overload_what_is_refused_is_held_back_and_nothing_is_repeated() {
+    let (balancer, backend) = (Balancer::start().await.unwrap(), Backend::start().await);
+    balancer.set("echo", [&backend.address]);
+    let target = Target::Balancers { balancers: vec![balancer.address()], service: None };
+    let policy = crate::MethodPolicy::new().idempotent().attempts(3);
+    let (channel, mut client) = client(Builder::new("echo".into()).target(target).method("", policy));
+    ready(&channel).await;
+    client.unary(says(b"x")).await.unwrap();
+    let throttle = &channel.inner.pool.advice.throttle;
+    balancer.set_overload(true);
+    eventually("told", || throttle.is_on()).await;
+    backend.answers(tonic::Status::unavailable("busy"));
+    let status = client.unary(says(b"x")).await.unwrap_err();
+    assert_eq!(why(&status).and_then(|why| why.not_retried), Some(crate::NotRetried::Overload));
+    let mut held_back = 0;
+    for _ in 0..200 {
+        let status = client.unary(asks("8")).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        if why(&status).unwrap().what == What::Throttled {
+            assert!(status.message().contains("explain echo"), "{status}");
+            held_back += 1;
+        }
+    }
+    assert!((150..200).contains(&held_back), "{held_back} of 200");
+    assert_eq!(backend.seen().len(), 202 - held_back);
+    balancer.set_overload(false);
+    eventually("told", || !throttle.is_on()).await;
+    client.unary(says(b"x")).await.unwrap();
+    balancer.set_overload(true);
+    eventually("told again", || throttle.is_on()).await;
+    balancer.stop().await;
+    eventually("nobody says so any more", || !throttle.is_on()).await;
+}
+
+#[tokio::test]
 async fn a_resumed_stream_says_what_it_holds() {
     let (balancer, backend) = (Balancer::start().await.unwrap(), Backend::start().await);
     balancer.set("echo", [&backend.address]);

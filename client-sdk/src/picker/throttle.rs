@@ -1,0 +1,151 @@
+//! Sending less to a service that has too much to do. While the balancer says so, and so much that more than half of the calls are
+//! refused, a share of them is not sent at all: refusing costs the endpoints as well (adaptive throttling, Beyer et al., Site
+//! Reliability Engineering, 2016, chapter 21). Refuses to find out about overload by itself: where an endpoint alone is full,
+//! another one is the answer.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use super::Rng;
+
+/// What is remembered: so many slices of so long, microseconds. Two minutes.
+const SLICES: usize = 12;
+const SLICE_US: u64 = 10_000_000;
+/// Calls sent for each that is taken: at two, half of what is sent may be refused before anything is held back, and a service
+/// that recovers is noticed soon.
+const SENT_PER_TAKEN: u64 = 2;
+
+/// What becomes of calls during overload.
+#[derive(Debug, Default)]
+pub struct Throttle {
+    is_on: AtomicBool,
+    slices: [Slice; SLICES],
+}
+
+#[derive(Debug, Default)]
+struct Slice {
+    /// Which stretch of time it is for.
+    stretch: AtomicU64,
+    /// Calls made, and those of them that were taken.
+    calls: AtomicU64,
+    taken: AtomicU64,
+}
+
+impl Throttle {
+    /// The balancer says that the service has too much to do, or has no longer.
+    pub fn set_on(&self, is_on: bool) {
+        if self.is_on.load(Relaxed) != is_on {
+            self.is_on.store(is_on, Relaxed);
+        }
+    }
+
+    /// Whether the service has too much to do: nothing is sent twice then.
+    pub fn is_on(&self) -> bool {
+        self.is_on.load(Relaxed)
+    }
+
+    /// A call that was sent has ended: it was taken, or refused. Counts during overload alone, so that nothing is paid before.
+    pub fn ended(&self, was_taken: bool, now_us: u64) {
+        if self.is_on() {
+            let slice = self.slice(now_us);
+            slice.calls.fetch_add(1, Relaxed);
+            slice.taken.fetch_add(was_taken.into(), Relaxed);
+        }
+    }
+
+    /// Whether this call is better not sent. If so, it counts as one that was refused.
+    pub fn holds_back(&self, now_us: u64, rng: &mut Rng) -> bool {
+        if !self.is_on() {
+            return false;
+        }
+        let (calls, taken) = self.remembered(now_us);
+        let excess = calls.saturating_sub(taken.saturating_mul(SENT_PER_TAKEN));
+        let holds_back = rng.below(calls.saturating_add(1)) < excess;
+        if holds_back {
+            self.slice(now_us).calls.fetch_add(1, Relaxed);
+        }
+        holds_back
+    }
+
+    /// Calls made of late, and those of them that were taken.
+    pub fn remembered(&self, now_us: u64) -> (u64, u64) {
+        let now = now_us / SLICE_US;
+        let of_late =
+            self.slices.iter().filter(|slice| now.saturating_sub(slice.stretch.load(Relaxed)) < SLICES as u64);
+        of_late.fold((0, 0), |(calls, taken), slice| {
+            (calls + slice.calls.load(Relaxed), taken + slice.taken.load(Relaxed))
+        })
+    }
+
+    /// The slice of this moment. Counts that another thread adds while it begins may be lost, a handful in ten seconds.
+    fn slice(&self, now_us: u64) -> &Slice {
+        let now = now_us / SLICE_US;
+        let slice = &self.slices[(now % SLICES as u64) as usize];
+        let before = slice.stretch.load(Relaxed);
+        if before != now && slice.stretch.compare_exchange(before, now, Relaxed, Relaxed).is_ok() {
+            slice.calls.store(0, Relaxed);
+            slice.taken.store(0, Relaxed);
+        }
+        slice
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_US: u64 = 1_000_000;
+
+    /// A hundred calls a second to a service that takes so many. Those sent per second, in the last of these seconds.
+    fn sent(throttle: &Throttle, seconds: std::ops::Range<u64>, takes_per_s: u64) -> u64 {
+        let mut rng = Rng::from_seed(1);
+        let mut sent = 0;
+        for second in seconds {
+            sent = 0;
+            for call in 0..100 {
+                let now_us = second * SECOND_US + call * 10_000;
+                if !throttle.holds_back(now_us, &mut rng) {
+                    throttle.ended(sent < takes_per_s, now_us);
+                    sent += 1;
+                }
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn twice_of_what_is_taken_is_sent_and_no_more() {
+        let throttle = Throttle::default();
+        throttle.set_on(true);
+        let sent = sent(&throttle, 0..300, 20);
+        assert!((35..=45).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn where_half_is_taken_all_is_sent() {
+        let throttle = Throttle::default();
+        throttle.set_on(true);
+        assert!(sent(&throttle, 0..300, 55) >= 99);
+    }
+
+    #[test]
+    fn a_service_that_takes_nothing_is_tried_by_few_and_one_that_recovers_gets_all_soon() {
+        let throttle = Throttle::default();
+        throttle.set_on(true);
+        assert!(sent(&throttle, 0..300, 0) <= 2);
+        let throttle = Throttle::default();
+        throttle.set_on(true);
+        sent(&throttle, 0..300, 20);
+        assert!(sent(&throttle, 300..420, 100) >= 99);
+    }
+
+    #[test]
+    fn nothing_is_held_back_and_nothing_counted_without_overload() {
+        let throttle = Throttle::default();
+        assert_eq!(sent(&throttle, 0..10, 0), 100);
+        assert_eq!(throttle.remembered(10 * SECOND_US), (0, 0));
+        throttle.set_on(true);
+        sent(&throttle, 10..20, 0);
+        throttle.set_on(false);
+        assert_eq!(sent(&throttle, 20..30, 0), 100);
+    }
+}
