@@ -147,6 +147,10 @@ fn check_restart(before: &ServiceSnapshot, after: &ServiceSnapshot) {
             (State::Eligible | State::Restored, State::Eligible | State::Restored) => {}
             // What clients had confirmed before the balancer doubted its checks is judged anew, like all else.
             (State::Excluded, State::Excluded | State::Restored) => {}
+            // An ejection is not kept: clients tell again within a second.
+            (State::Excluded, State::Eligible) => {
+                assert!(old.reasons.iter().any(|reason| reason.code == Code::OutlierEjected), "{old:?}");
+            }
             (old, new) => assert_eq!(old, new),
         }
         assert!(
