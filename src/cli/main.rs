@@ -120,12 +120,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(mut cli: Cli) -> Result<(), Failure> {
-    cli.global.output = match cli.global.asked {
-        Asked::Table => Format::Table,
-        Asked::Json => Format::Json,
-        Asked::Csv if matches!(&cli.command, Command::Simulate(args) if args.writes_csv()) => Format::Table,
-        Asked::Csv => return Err(Failure::new(Exit::Usage, "only `lookaside simulate run` writes CSV")),
-    };
+    cli.global.output = format(&cli)?;
     let level = match &cli.command {
         Command::Serve(_) => logs::Level::Info,
         // What goes wrong there goes wrong on purpose, and is said in its own words.
@@ -134,6 +129,16 @@ async fn run(mut cli: Cli) -> Result<(), Failure> {
     };
     logs::start(&cli.global.logs, level)?;
     dispatch(cli).await
+}
+
+/// What the command is to write, where it writes no CSV.
+fn format(cli: &Cli) -> Result<Format, Failure> {
+    match cli.global.asked {
+        Asked::Table => Ok(Format::Table),
+        Asked::Json => Ok(Format::Json),
+        Asked::Csv if matches!(&cli.command, Command::Simulate(args) if args.writes_csv()) => Ok(Format::Table),
+        Asked::Csv => Err(Failure::new(Exit::Usage, "only `lookaside simulate run` writes CSV")),
+    }
 }
 
 async fn dispatch(Cli { global, command }: Cli) -> Result<(), Failure> {

@@ -86,3 +86,34 @@ impl Progress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::Cli;
+
+    #[test]
+    fn a_scenario_is_a_name_or_a_file_and_each_mistake_has_its_exit_code() {
+        assert_eq!(scenario("headline").unwrap().name, "headline");
+        let exit = |named: &str| scenario(named).unwrap_err().exit;
+        assert_eq!((exit("nope"), exit("./nope.yaml")), (Exit::NotFound, Exit::NotFound));
+        assert_eq!(exit(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")), Exit::Config);
+    }
+
+    #[test]
+    fn only_a_simulation_is_written_as_csv() {
+        let exit = |words: &str| {
+            let cli = Cli::try_parse_from(words.split(' ')).unwrap_or_else(|error| panic!("{words}: {error}"));
+            crate::format(&cli).err().map(|failure| failure.exit)
+        };
+        assert_eq!(exit("lookaside simulate run --policy lookaside,prequal -o csv"), None);
+        assert_eq!(exit("lookaside simulate gates -o json"), None);
+        for words in
+            ["lookaside version -o csv", "lookaside -o csv simulate gates", "lookaside simulate suite --out x -o csv"]
+        {
+            assert_eq!(exit(words), Some(Exit::Usage), "{words}");
+        }
+    }
+}
