@@ -3,8 +3,8 @@
 
 use crate::{
     dispatch::Policy,
+    estimate::{Estimate, gap_closed_percent},
     measure::{Figures, Run, Second},
-    stats::{Estimate, gap_closed_percent},
 };
 
 /// Name of the whole measured time among its windows.

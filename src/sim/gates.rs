@@ -5,9 +5,9 @@ use crate::{
     batch::{Job, play, threads},
     digest::{ALL, Cell, Digest, Measure, close_gaps},
     dispatch::Policy,
+    estimate::Estimate,
     measure::Second,
     scenario::{Error, Scenario, builtin},
-    stats::Estimate,
 };
 
 /// Seeds that a gate is measured with.

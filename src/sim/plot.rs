@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::stats::Estimate;
+use crate::estimate::Estimate;
 
 const WIDTH: f64 = 760.0;
 /// Left of the plot, for labels; right of it, for the names of lines.
