@@ -60,9 +60,8 @@ struct Extra {
 /// Compares them and prints what came of it.
 pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let scenario = scenario(&args.scenario)?;
-    let mut policies: Vec<Policy> = args.policy.into_iter().flat_map(|several| several.0).collect();
-    policies.sort_unstable();
-    policies.dedup();
+    let is_wanted = |policy: &Policy| args.policy.iter().any(|several| several.0.contains(policy));
+    let policies: Vec<Policy> = Policy::ALL.into_iter().filter(is_wanted).collect();
     let (progress, all) = (Progress::begin(), policies.len() * args.seeds as usize);
     let cells = compare(&scenario, &policies, args.seeds, |done| progress.tell(done, all));
     match global.asked {
