@@ -83,6 +83,7 @@ impl<T> Picker<T> {
         let mark = Mark::of(peer.id());
         let Some(candidate) = self.find(mark) else { return };
         self.fleet.learn_rif(u64::from(rif) * 1_000_000 / u64::from(candidate.capacity_milli));
+        candidate.peer.tell(rif, now_us);
         self.fleet.lane().bank(mark, rif.into(), now_us);
     }
 

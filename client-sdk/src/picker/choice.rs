@@ -29,6 +29,8 @@ const CAPACITY_MILLI_MAX: u32 = 1_000_000;
 pub const WORDS_AHEAD: u32 = 24;
 /// A share that comes up less often than this is taken for this one: the due of a run must stay within half of the circle.
 const INTERVAL_MAX: u32 = i32::MAX as u32 / (2 * WORDS_AHEAD);
+/// Requests in flight beyond twice what is to be expected from which an endpoint is known to be loaded: somebody else's calls.
+const LOADED_BEYOND: u64 = 3;
 /// First calls that a newcomer is given by all clients together, about: one of each of thousands would bury it.
 const FIRST_CALLS: u64 = 4;
 /// No candidate.
@@ -148,14 +150,25 @@ impl<T> Picker<T> {
     }
 
     /// The first that is fit of some drawn by share; a canary that is due is thereby spent. The first draw is even rather than
-    /// random: at low load shares then follow weights after a few calls, not after thousands.
+    /// random: at low load shares then follow weights after a few calls, not after thousands. Who told of far more load than is
+    /// to be expected is drawn only if nobody else is.
     fn first_drawn(&self, lane: &Lane, now_us: u64, rng: &mut Rng, tried: &[u64]) -> Option<&Candidate<T>> {
-        let evenly = self.at_turn(lane.next_turn()).filter(|c| self.admits(c, now_us, tried));
-        evenly.or_else(|| {
-            (1..DRAWS_MAX)
-                .map(|_| self.at(rng.below(self.share_sum)))
-                .find_map(|c| c.filter(|c| self.admits(c, now_us, tried)))
-        })
+        let mut loaded = None;
+        let mut place = scale(lane.next_turn().wrapping_mul(GOLDEN_STEP), self.share_sum);
+        for _ in 0..DRAWS_MAX {
+            match self.at(place).filter(|c| self.admits(c, now_us, tried)) {
+                Some(drawn) if !self.is_told_loaded(drawn, now_us) => return Some(drawn),
+                drawn => loaded = loaded.or(drawn),
+            }
+            place = rng.below(self.share_sum);
+        }
+        loaded
+    }
+
+    /// Whether it told lately of far more requests in flight than are to be expected.
+    fn is_told_loaded(&self, candidate: &Candidate<T>, now_us: u64) -> bool {
+        let told = candidate.peer.told(now_us, self.fleet.token_age_us());
+        told.is_some_and(|rif| rif > 2 * self.rif_expected(candidate) + LOADED_BEYOND)
     }
 
     /// One of the others, drawn by share as if the first were cut out of the line.

@@ -33,6 +33,8 @@ pub struct Peer {
     soured_us: AtomicU64,
     /// When an answer last took far too long for what it says of its load; 0 for never.
     disproved_us: AtomicU64,
+    /// Requests in flight as it told last (low 16 bits), and when (the rest, microseconds); 0 for never.
+    told: AtomicU64,
     fresh: AtomicBool,
     suspected: AtomicBool,
     /// By lane, the count of picks at which it will have had no more than its due.
@@ -54,6 +56,7 @@ impl Peer {
             sour: AtomicU32::new(0),
             soured_us: AtomicU64::new(0),
             disproved_us: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             fresh: AtomicBool::new(false),
             suspected: AtomicBool::new(false),
             due: Default::default(),
@@ -172,6 +175,17 @@ impl Peer {
         let is_over = |since: &AtomicU64| now_us.saturating_sub(since.load(Relaxed)) >= DISBELIEF_US;
         (self.sour.load(Relaxed) == 0 || is_over(&self.soured_us))
             && (self.disproved_us.load(Relaxed) == 0 || is_over(&self.disproved_us))
+    }
+
+    /// It told how many requests it has in flight.
+    pub(super) fn tell(&self, rif: u32, now_us: u64) {
+        self.told.store((now_us << COUNT_BITS) | u64::from(rif).min(COUNT_MASK), Relaxed);
+    }
+
+    /// What it told last, if that is no older than so many microseconds.
+    pub(super) fn told(&self, now_us: u64, age_us_max: u64) -> Option<u64> {
+        let word = self.told.load(Relaxed);
+        (word != 0 && now_us.saturating_sub(word >> COUNT_BITS) <= age_us_max).then_some(word & COUNT_MASK)
     }
 
     /// An answer took so long that what it says of its load cannot be right.

@@ -24,7 +24,8 @@ async fn calls_go_where_responses_told_of_less_load() {
     }
     let calls = backends[0].counts.calls.load(SeqCst) - 20;
     // This client has no call in flight when it makes one: by its own calls the two would look alike.
-    assert!((1..=10).contains(&calls), "{calls} of 100 to the loaded one");
+    // What was told is old after some milliseconds, and somebody has to look again.
+    assert!((1..=25).contains(&calls), "{calls} of 100 to the loaded one");
 }
 
 #[tokio::test]
