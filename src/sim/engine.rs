@@ -13,7 +13,7 @@ use crate::{
     balancer::{Balancer, List},
     chance::{Stream, stream},
     client::Client,
-    dispatch::{Answer, Load, Policy, dispatcher},
+    dispatch::{Answer, Dispatcher, Load, Policy, dispatcher},
     endpoint::Endpoint,
     measure::{Meter, Run},
     queue::Queue,
@@ -110,12 +110,22 @@ pub(crate) struct Engine<'a> {
 
 impl<'a> Engine<'a> {
     pub(crate) fn new(scenario: &'a Scenario, policy: Policy, seed: u64) -> Self {
+        Self::of(scenario, policy, seed, &|number| dispatcher(policy, scenario, number, seed))
+    }
+
+    /// A run by other dispatchers, under the name of a policy.
+    pub(crate) fn of(
+        scenario: &'a Scenario,
+        policy: Policy,
+        seed: u64,
+        dispatcher: &dyn Fn(u32) -> Box<dyn Dispatcher>,
+    ) -> Self {
         let mut endpoints = Vec::new();
         for (group, numbers) in scenario.groups() {
             endpoints.extend(numbers.map(|_| Endpoint::new(group)));
         }
         let zones = zones(scenario);
-        let client = |number| Client::new(number, seed, dispatcher(policy, scenario, number, seed));
+        let client = |number| Client::new(number, seed, dispatcher(number));
         let truth = |endpoint: &Endpoint| Truth {
             in_flight: 0,
             cores: endpoint.cores,

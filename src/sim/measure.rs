@@ -10,9 +10,10 @@ pub use histogram::Histogram;
 pub(crate) use meter::{Ended, Meter, Reading};
 
 /// After the measured time a run goes on, so that calls are not seen to end sooner than they do: until so few of the measured
-/// ones are open that no quantile up to 99.9 % can tell, or for so long. Those then count with the time that they took so far.
+/// ones are open that no quantile up to 99.9 % can tell, or for as long as was measured and at most so long. Those then count
+/// with the time that they took so far.
 const OPEN_SHARE: u64 = 100_000;
-const OVERTIME_US: u64 = 30_000_000;
+const OVERTIME_US_MAX: u64 = 30_000_000;
 
 /// What came of one run.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,7 +84,7 @@ impl Failed {
 }
 
 impl Figures {
-    /// Probes of asks per choice that asked; 0 without any.
+    /// Probes sent per call.
     pub fn probes_per_call(&self) -> f64 {
         self.probes as f64 / self.calls.max(1) as f64
     }

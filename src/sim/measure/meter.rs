@@ -1,6 +1,6 @@
 //! Measures while a run goes on.
 
-use super::{Failed, Figures, Histogram, OPEN_SHARE, OVERTIME_US, Run, Second, Shares};
+use super::{Failed, Figures, Histogram, OPEN_SHARE, OVERTIME_US_MAX, Run, Second, Shares};
 use crate::{dispatch::Policy, endpoint::Presence, scenario::Scenario};
 
 /// One second, microseconds.
@@ -163,7 +163,8 @@ impl Meter {
     /// Whether nothing that is measured can change any more.
     pub(crate) fn is_over(&self, now_us: u64) -> bool {
         let few = self.open <= self.total.calls / OPEN_SHARE;
-        now_us > self.until_us && (few || now_us > self.until_us + OVERTIME_US)
+        let overtime_us = (self.until_us - self.from_us).min(OVERTIME_US_MAX);
+        now_us > self.until_us && (few || now_us > self.until_us + overtime_us)
     }
 
     /// Whether endpoints are to be read at the end of this second.

@@ -1,5 +1,13 @@
+use std::cell::RefCell;
+
+use lookaside_sdk::picker::Rng;
+
 use super::*;
-use crate::measure::Figures;
+use crate::{
+    dispatch::{Answer, Choice, Dispatcher, End, Listed, Load},
+    measure::Figures,
+    world::World,
+};
 
 fn scenario(yaml: &str) -> Scenario {
     let base = "name: x\nservice_time_us_mean: 10000\nwarm_up_ms: 5000\nmeasured_ms: 10000";
@@ -108,4 +116,65 @@ fn what_is_given_up_and_repeated_counts_once_as_a_call_and_each_time_on_the_wire
         assert!(attempts > calls && attempts < calls * 12 / 10, "{policy:?}: {attempts} of {calls}");
         assert!(failed.deadline < 100, "{policy:?}: {failed:?}");
     }
+}
+
+/// Asks two of all, and probes one more in the background.
+#[derive(Default)]
+struct Asks {
+    all: Vec<u32>,
+}
+
+thread_local! {
+    /// Answers to probes in the background, and words of endpoints.
+    static HEARD: RefCell<(u64, u64)> = const { RefCell::new((0, 0)) };
+}
+
+impl Dispatcher for Asks {
+    fn list(&mut self, list: &[Listed], _: u64) {
+        self.all = list.iter().filter(|listed| listed.ready).map(|listed| listed.endpoint).collect();
+    }
+
+    fn choose(&mut self, _: &World, _: u64, rng: &mut Rng, _: &[u32]) -> Choice {
+        let count = self.all.len() as u64;
+        let first = rng.below(count);
+        let second = (first + 1 + rng.below(count - 1)) % count;
+        Choice::Ask([first, second].map(|at| self.all[at as usize]))
+    }
+
+    fn ended(&mut self, end: &End) -> bool {
+        assert_eq!(end.latency_us, end.now_us - end.sent_us);
+        false
+    }
+
+    fn probes(&mut self, _: u64, rng: &mut Rng, out: &mut Vec<u32>) {
+        out.push(self.all[rng.below(self.all.len() as u64) as usize]);
+    }
+
+    fn probe_answered(&mut self, _: u32, answer: Answer, _: u64) {
+        assert!(answer.rif < 1_000);
+        HEARD.with_borrow_mut(|heard| heard.0 += 1);
+    }
+
+    fn wants_loads(&self) -> bool {
+        true
+    }
+
+    fn loads(&mut self, loads: &[Load], _: u64) {
+        let full = loads.iter().filter(|load| load.utilization > 0.5 && load.calls_per_second > 200.0).count();
+        HEARD.with_borrow_mut(|heard| heard.1 += full as u64);
+    }
+}
+
+#[test]
+fn asking_costs_a_round_trip_and_pays() {
+    let scenario = scenario(&format!("{SMALL}\nnetwork_us: 500"));
+    let asked = Engine::of(&scenario, Policy::P2c, 1, &|_| Box::new(Asks::default())).run(1).total;
+    let p2c = run(&scenario, Policy::P2c, 1).total;
+    assert_eq!((asked.asks, asked.probes), (asked.calls, 3 * asked.calls));
+    let least = |figures: &Figures| figures.latency_us.quantile(0.0);
+    assert!(least(&asked) >= 2_000 && (1_000..2_000).contains(&least(&p2c)), "{} {}", least(&asked), least(&p2c));
+    assert!(p99(&asked) < p99(&p2c) * 0.8, "{} {}", p99(&asked), p99(&p2c));
+    let (answers, full) = HEARD.take();
+    assert!(answers > asked.calls, "those of the warm-up as well: {answers}");
+    assert!(full > 14 * 20 * 20 * 8 / 10, "each second each of twenty hears of twenty: {full}");
 }
