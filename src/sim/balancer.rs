@@ -15,8 +15,9 @@ use lookaside_core::{
 
 use crate::{dispatch::Listed, endpoint::Counters, scenario::Scenario};
 
-/// Lists that differ in loads alone go out to a cohort at most so often, as in the service.
+/// Lists that differ in weights alone, or in order alone, go out to a cohort at most so often, as in the service.
 const LOAD_LIST_US: u64 = 1_000_000;
+const ORDER_LIST_US: u64 = 30_000_000;
 
 /// Names on which this crate cannot be wrong.
 const OURS: &str = "a name of ours is valid";
@@ -65,6 +66,7 @@ struct Asked {
     listed_us: u64,
     /// A list was held back that differs in loads alone.
     held_back: bool,
+    held_until_us: u64,
 }
 
 impl Balancer {
@@ -111,7 +113,14 @@ impl Balancer {
             let cohort = Cohort::of(client, place);
             let cohorts = &mut self.cohorts;
             let at = *known.entry(cohort.clone()).or_insert_with(|| {
-                cohorts.push(Asked { cohort, assignment: None, list: None, listed_us: 0, held_back: false });
+                cohorts.push(Asked {
+                    cohort,
+                    assignment: None,
+                    list: None,
+                    listed_us: 0,
+                    held_back: false,
+                    held_until_us: 0,
+                });
                 cohorts.len() - 1
             });
             self.cohort_of.push(at);
@@ -240,7 +249,7 @@ impl Balancer {
         }
         let Some(service) = self.seen.clone() else { return turn };
         for at in 0..self.cohorts.len() {
-            let due = self.cohorts[at].held_back && now_us >= self.cohorts[at].listed_us + LOAD_LIST_US;
+            let due = self.cohorts[at].held_back && now_us >= self.cohorts[at].held_until_us;
             if (is_new || due) && self.cohorts[at].follow(&service, &self.numbers, now_us) {
                 turn.changed.push(at);
             }
@@ -269,7 +278,8 @@ impl Asked {
             if held.digest == assignment.digest {
                 return false;
             }
-            if now_us < self.listed_us + LOAD_LIST_US && differ_in_loads_alone(held, &assignment) {
+            self.held_until_us = self.listed_us + can_wait_us(held, &assignment);
+            if now_us < self.held_until_us {
                 self.held_back = true;
                 return false;
             }
@@ -291,18 +301,25 @@ impl Asked {
     }
 }
 
-/// Whether only order and positive weights changed, as `frontend/cohorts.rs` of the service has it.
-fn differ_in_loads_alone(before: &Assignment, after: &Assignment) -> bool {
-    let places = |assignment: &Assignment| -> BTreeMap<Address, _> {
+/// How long after the list before a list can wait, as `frontend/cohorts.rs` of the service has it.
+fn can_wait_us(before: &Assignment, after: &Assignment) -> u64 {
+    let places = |assignment: &Assignment, with_loads: bool| -> BTreeMap<Address, _> {
         let place = |e: &policy::Assigned| {
             let codes: Vec<_> = e.reasons.iter().map(|(code, _)| *code).collect();
-            (e.spec.address.clone(), (e.spec.incarnation, e.priority, e.weight == 0, codes))
+            let loads = if with_loads { (e.weight, e.capacity_milli) } else { (u32::from(e.weight > 0), 0) };
+            (e.spec.address.clone(), (e.spec.incarnation, e.priority, loads, codes))
         };
         assignment.endpoints.iter().map(place).collect()
     };
-    (before.complete, before.mode, &before.note) == (after.complete, after.mode, &after.note)
-        && before.endpoints.len() == after.endpoints.len()
-        && places(before) == places(after)
+    let same_frame = (before.complete, before.mode, &before.note) == (after.complete, after.mode, &after.note)
+        && before.endpoints.len() == after.endpoints.len();
+    if !same_frame || places(before, false) != places(after, false) {
+        0
+    } else if places(before, true) != places(after, true) {
+        LOAD_LIST_US
+    } else {
+        ORDER_LIST_US
+    }
 }
 
 fn spec(number: u32, locality: Locality) -> EndpointSpec {

@@ -1,6 +1,6 @@
 //! One answer per service and cohort, computed and encoded once and shared by every stream that asks for it. An answer
 //! is made when the first stream asks, follows the snapshots, and is forgotten with its last stream. Paces as well:
-//! lists that differ in loads alone go out at most once a second. What clients make up costs little: names that nobody
+//! lists that differ in weights alone go out at most once a second, in order alone once in half a minute. What clients make up costs little: names that nobody
 //! knows have no list, and places where no endpoint is have one in common.
 
 use std::{
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use lookaside_core::{
     config::ServiceConfig,
     model::{Cohort, Locality, ServiceName, Timestamp},
-    policy::{self, Assignment},
+    policy::{self, Assigned, Assignment},
     snapshot::{Fleet, ServiceSnapshot, Snapshot},
 };
 use tokio::{
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{encode, few::Few};
 use crate::{
     driver::Handle,
-    limits::{COHORTS_PER_SERVICE_MAX, FLEET_PERIOD, HEARTBEAT_PERIOD, LOAD_LIST_PERIOD},
+    limits::{COHORTS_PER_SERVICE_MAX, FLEET_PERIOD, HEARTBEAT_PERIOD, LOAD_LIST_PERIOD, ORDER_LIST_PERIOD},
     telemetry,
 };
 
@@ -123,7 +123,7 @@ impl List {
     }
 
     /// The place of an address; `None` when the list does not name it.
-    pub(crate) fn place(&self, address: &lookaside_core::model::Address) -> Option<&policy::Assigned> {
+    pub(crate) fn place(&self, address: &lookaside_core::model::Address) -> Option<&Assigned> {
         let endpoints = &self.assignment.endpoints;
         let at = self.by_address.binary_search_by(|at| endpoints[*at].spec.address.cmp(address)).ok()?;
         endpoints.get(self.by_address[at])
@@ -167,6 +167,8 @@ struct Entry {
     service: Option<Arc<ServiceSnapshot>>,
     /// What was looked at since, with loads alone to tell: a herd of newcomers must not have it computed for each.
     held_back: Option<Arc<ServiceSnapshot>>,
+    /// How long after the last list that can wait.
+    held_for: Duration,
     /// When the last list went out, the last list or tick, and the last tick, and how the endpoints fared by that.
     listed_at: Instant,
     beat_at: Instant,
@@ -346,6 +348,7 @@ impl Entry {
             answer: watch::Sender::new(absent(true)),
             service: None,
             held_back: None,
+            held_for: Duration::ZERO,
             listed_at: now,
             beat_at: now,
             told_at: now,
@@ -364,8 +367,8 @@ impl Entry {
         let is_news = self.told_at.elapsed() >= FLEET_PERIOD && service.fleet.is_news_to(&self.told);
         let due = is_news || self.beat_at.elapsed() >= HEARTBEAT_PERIOD;
         let is_it = |seen: &Option<Arc<ServiceSnapshot>>| seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, service));
-        let is_early = self.listed_at.elapsed() < LOAD_LIST_PERIOD;
-        if !due && (is_it(&self.service) || (is_early && is_it(&self.held_back))) {
+        let is_held = self.listed_at.elapsed() < self.held_for && is_it(&self.held_back);
+        if !due && (is_it(&self.service) || is_held) {
             return;
         }
         let began = Instant::now();
@@ -382,8 +385,9 @@ impl Entry {
                 (self.told_at, self.told) = (began, service.fleet);
                 Arc::clone(&held.whole.list)
             }
-            Answer::List(held) if is_early && differ_in_loads_alone(&held.whole.list.assignment, assignment) => {
+            Answer::List(held) if self.listed_at.elapsed() < can_wait(&held.whole.list.assignment, assignment) => {
                 // Not noted as seen for good: a later turn comes by again.
+                self.held_for = can_wait(&held.whole.list.assignment, assignment);
                 self.held_back = Some(Arc::clone(service));
                 return;
             }
@@ -439,24 +443,35 @@ fn absent(settling: bool) -> Arc<Answer> {
     Arc::clone(if settling { &SILENT } else { &UNKNOWN })
 }
 
-/// Whether only order and positive weights changed, so that a second more or less does not matter.
-fn differ_in_loads_alone(before: &Assignment, after: &Assignment) -> bool {
+/// How long after the list before a list can wait that differs in so little: in order alone, or in positive weights and
+/// capacities as well. Others cannot wait at all.
+fn can_wait(before: &Assignment, after: &Assignment) -> Duration {
     let same_frame = before.complete == after.complete
         && before.mode == after.mode
         && before.note == after.note
         && before.policy == after.policy
         && before.ring == after.ring
         && before.endpoints.len() == after.endpoints.len();
-    same_frame && {
-        let key = |assignment: &Assignment| -> BTreeMap<_, _> {
-            let places = assignment.endpoints.iter().map(|e| {
-                let codes: Vec<_> = e.reasons.iter().map(|(code, _)| *code).collect();
-                (e.spec.address.clone(), (e.spec.clone(), e.priority, e.weight == 0, codes))
-            });
-            places.collect()
-        };
-        key(before) == key(after)
+    if !same_frame {
+        return Duration::ZERO;
     }
+    let held: BTreeMap<_, _> = before.endpoints.iter().map(|e| (&e.spec.address, e)).collect();
+    let codes = |e: &Assigned| e.reasons.iter().map(|(code, _)| *code).collect::<Vec<_>>();
+    let mut wait = ORDER_LIST_PERIOD;
+    for new in &after.endpoints {
+        let Some(old) = held.get(&new.spec.address) else { return Duration::ZERO };
+        let same = |old: &Assigned| {
+            let place = |e: &Assigned| (e.priority, e.weight == 0, e.is_keyed_by_instance);
+            old.spec == new.spec && place(old) == place(new) && codes(old) == codes(new)
+        };
+        if !same(old) {
+            return Duration::ZERO;
+        }
+        if (old.weight, old.capacity_milli) != (new.weight, new.capacity_milli) {
+            wait = LOAD_LIST_PERIOD;
+        }
+    }
+    wait
 }
 
 #[cfg(test)]
