@@ -1,7 +1,9 @@
 //! Weights by feedback: whoever is used less than the mean gets more. The shape of Dropbox's Robinhood ("What's new with
 //! Robinhood", 2024: a controller per endpoint, setpoint the mean utilisation, output a change of its weight) with the numbers
 //! of gRPC's proposal A80 (pull request 430). All clients hear the same reports and so come to the same weights, as if a
-//! balancer had sent them.
+//! balancer had sent them. A80's part for changes of the distance is left out, to its good: utilisations of a few seconds are
+//! mostly chance, and with it p99 was 20 in place of 15 in the headline, 82 in place of 19 with sparse clients, 88 in place of 24
+//! where half of the fleet is twice as fast.
 
 use lookaside_sdk::picker::Rng;
 
@@ -10,50 +12,48 @@ use crate::world::World;
 
 /// What a distance of 1 from the mean changes per second (A80).
 const PROPORTIONAL: f64 = 0.1;
-/// What a change of that distance by 1 per second counts for (A80).
-const DERIVATIVE: f64 = 1.0;
 /// No weight is more than so many times that of a beginner, or less than that part of it (A80).
 const WEIGHT_MAX: f64 = 10.0;
-/// Utilisations are averaged over about so long; A80 leaves that to the backends.
-const SMOOTH_US: f64 = 10e6;
+/// Weights change so often, by the mean utilisation since the last change; A80 leaves both to whoever runs it.
+const PERIOD_US: u64 = 5_000_000;
 
 /// One client that hears from each endpoint.
 #[derive(Debug, Default)]
 pub(super) struct Pid {
     known: Known<Controlled>,
     stride: Stride,
-    heard_us: Option<u64>,
+    /// When weights changed last.
+    changed_us: u64,
 }
 
 #[derive(Debug)]
 struct Controlled {
     weight: f64,
-    utilization: Option<f64>,
-    error: Option<f64>,
-    /// Whether the last round of reports had one of it.
-    heard: bool,
+    /// Sum of utilisations since the last change, and how many.
+    heard: (f64, u32),
 }
 
 impl Default for Controlled {
     fn default() -> Self {
-        Self { weight: 1.0, utilization: None, error: None, heard: false }
+        Self { weight: 1.0, heard: (0.0, 0) }
     }
 }
 
 impl Controlled {
-    fn report(&mut self, utilization: f64, past_us: u64) {
-        let part = 1.0 - (-(past_us as f64) / SMOOTH_US).exp();
-        let before = self.utilization.unwrap_or(utilization);
-        self.utilization = Some(before + part * (utilization - before));
-        self.heard = true;
+    fn report(&mut self, utilization: f64) {
+        self.heard = (self.heard.0 + utilization, self.heard.1 + 1);
     }
 
-    fn control(&mut self, mean: f64, past_us: u64) {
-        let (Some(utilization), true) = (self.utilization, std::mem::take(&mut self.heard)) else { return };
-        let seconds = past_us as f64 / 1e6;
-        let error = mean - utilization;
-        let change = self.error.replace(error).map_or(0.0, |before| (error - before) / seconds);
-        let signal = (PROPORTIONAL * error + DERIVATIVE * change) * seconds;
+    fn utilization(&self) -> Option<f64> {
+        let (sum, count) = self.heard;
+        (count > 0).then(|| sum / f64::from(count))
+    }
+
+    fn control(&mut self, mean: f64, seconds: f64) {
+        // A report that is missing changes nothing: whoever is silent keeps its weight.
+        let Some(utilization) = self.utilization() else { return };
+        self.heard = (0.0, 0);
+        let signal = PROPORTIONAL * (mean - utilization) * seconds;
         let factor = if signal >= 0.0 { 1.0 + signal } else { 1.0 / (1.0 - signal) };
         self.weight = (self.weight * factor).clamp(1.0 / WEIGHT_MAX, WEIGHT_MAX);
     }
@@ -86,19 +86,19 @@ impl Dispatcher for Pid {
     }
 
     fn loads(&mut self, loads: &[Load], now_us: u64) {
-        let past_us = now_us.saturating_sub(self.heard_us.replace(now_us).unwrap_or(0)).max(1);
         for load in loads {
             if let Some(controlled) = self.known.find(load.endpoint) {
-                controlled.report(load.utilization, past_us);
+                controlled.report(load.utilization);
             }
         }
-        let known: Vec<f64> = self.known.states().filter_map(|controlled| controlled.utilization).collect();
-        if known.is_empty() {
+        let past_us = now_us.saturating_sub(self.changed_us);
+        let known: Vec<f64> = self.known.states().filter_map(Controlled::utilization).collect();
+        if past_us < PERIOD_US || known.is_empty() {
             return;
         }
+        self.changed_us = now_us;
         let mean = known.iter().sum::<f64>() / known.len() as f64;
-        // A report that is missing changes nothing: whoever is silent keeps its weight.
-        (0..self.known.usable()).for_each(|at| self.known.state(at).control(mean, past_us));
+        (0..self.known.usable()).for_each(|at| self.known.state(at).control(mean, past_us as f64 / 1e6));
         self.weigh();
     }
 }
@@ -111,18 +111,15 @@ mod tests {
     #[test]
     fn who_is_used_less_than_the_mean_gains_a_tenth_of_the_distance_per_second() {
         let mut controlled = Controlled::default();
-        controlled.report(0.5, 1_000_000);
-        controlled.control(0.7, 1_000_000);
-        assert!((controlled.weight - 1.02).abs() < 1e-9, "{}", controlled.weight);
-        controlled.report(0.5, 1_000_000);
-        controlled.control(0.7, 1_000_000);
-        assert!((controlled.weight - 1.02 * 1.02).abs() < 1e-9, "the distance is as it was");
-        controlled.control(0.9, 1_000_000);
-        assert!((controlled.weight - 1.02 * 1.02).abs() < 1e-9, "nothing was heard");
-        controlled.report(0.5, 1_000_000);
-        controlled.control(0.3, 1_000_000);
-        let signal: f64 = 0.1 * -0.2 + (-0.2 - 0.2);
-        assert!((controlled.weight - 1.02 * 1.02 / (1.0 - signal)).abs() < 1e-9);
+        let mut control = |heard: &[f64], mean| {
+            heard.iter().for_each(|utilization| controlled.report(*utilization));
+            controlled.control(mean, 1.0);
+            controlled.weight
+        };
+        assert!((control(&[0.4, 0.6], 0.7) - 1.02).abs() < 1e-9);
+        assert!((control(&[0.5], 0.7) - 1.02 * 1.02).abs() < 1e-9, "the distance is as it was");
+        assert!((control(&[], 0.9) - 1.02 * 1.02).abs() < 1e-9, "nothing was heard");
+        assert!((control(&[0.5], 0.3) - 1.02).abs() < 1e-9, "and as much less above it");
     }
 
     #[test]

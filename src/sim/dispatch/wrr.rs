@@ -6,6 +6,8 @@ use lookaside_sdk::picker::Rng;
 use super::{Choice, Dispatcher, Listed, Load, known::Known, stride::Stride};
 use crate::world::World;
 
+/// How often an endpoint reports, on its means over that time (A58, out of band).
+const PERIOD_US: u64 = 10_000_000;
 /// How long one must have reported before its weight counts (A58).
 const BLACKOUT_US: u64 = 10_000_000;
 /// After so long without a report a weight no longer counts (A58).
@@ -29,15 +31,28 @@ struct Reported {
     weight: f64,
     since_us: Option<u64>,
     at_us: u64,
+    /// Heard since the last report: sums of calls, errors and utilisations, and how often.
+    heard: [f64; 4],
+    due_us: u64,
 }
 
 impl Reported {
-    fn report(&mut self, load: &Load, now_us: u64) {
-        if load.utilization <= 0.0 || load.calls_per_second <= 0.0 {
+    fn hear(&mut self, load: &Load, now_us: u64) {
+        let Load { calls_per_second, errors_per_second, utilization, .. } = *load;
+        let more = [calls_per_second, errors_per_second, utilization, 1.0];
+        self.heard.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        if now_us >= self.due_us {
+            self.due_us = now_us + PERIOD_US;
+            let [calls, errors, utilization, count] = std::mem::take(&mut self.heard);
+            self.report(calls / count, errors / count, utilization / count, now_us);
+        }
+    }
+
+    fn report(&mut self, calls: f64, errors: f64, utilization: f64, now_us: u64) {
+        if utilization <= 0.0 || calls <= 0.0 {
             return;
         }
-        let errors = load.errors_per_second / load.calls_per_second;
-        self.weight = load.calls_per_second / (load.utilization + errors * ERROR_PENALTY);
+        self.weight = calls / (utilization + errors / calls * ERROR_PENALTY);
         self.since_us.get_or_insert(now_us);
         self.at_us = now_us;
     }
@@ -84,7 +99,7 @@ impl Dispatcher for Wrr {
     fn loads(&mut self, loads: &[Load], now_us: u64) {
         for load in loads {
             if let Some(reported) = self.known.find(load.endpoint) {
-                reported.report(load, now_us);
+                reported.hear(load, now_us);
             }
         }
     }
@@ -102,23 +117,35 @@ mod tests {
     #[test]
     fn the_weight_is_calls_over_utilisation_and_errors_count_as_utilisation() {
         let mut reported = Reported::default();
-        reported.report(&load(1, 80.0, 0.0, 0.4), 0);
+        reported.report(80.0, 0.0, 0.4, 0);
         assert_eq!(reported.weight(BLACKOUT_US), 200.0);
-        reported.report(&load(1, 80.0, 8.0, 0.4), 0);
+        reported.report(80.0, 8.0, 0.4, 0);
         assert_eq!(reported.weight(BLACKOUT_US), 160.0);
-        reported.report(&load(1, 80.0, 0.0, 0.0), 5);
+        reported.report(80.0, 0.0, 0.0, 5);
         assert_eq!(reported.weight(BLACKOUT_US), 160.0, "a report that says nothing changes nothing");
+    }
+
+    #[test]
+    fn a_report_tells_means_over_ten_seconds() {
+        let mut reported = Reported::default();
+        reported.hear(&load(1, 10.0, 0.0, 0.1), 0);
+        assert_eq!(reported.weight, 100.0);
+        for second in 1..=10 {
+            let calls = if second % 2 == 0 { 60.0 } else { 20.0 };
+            reported.hear(&load(1, calls, 0.0, 0.1), second * 1_000_000);
+        }
+        assert!((reported.weight - 400.0).abs() < 1e-6, "{}", reported.weight);
     }
 
     #[test]
     fn a_weight_counts_after_the_blackout_and_until_it_expires() {
         let mut reported = Reported::default();
-        reported.report(&load(1, 10.0, 0.0, 0.5), 1_000);
+        reported.report(10.0, 0.0, 0.5, 1_000);
         assert_eq!(reported.weight(BLACKOUT_US), 0.0);
         assert_eq!(reported.weight(BLACKOUT_US + 1_000), 20.0);
         assert_eq!(reported.weight(EXPIRY_US + 999), 20.0);
         assert_eq!(reported.weight(EXPIRY_US + 1_000), 0.0);
-        reported.report(&load(1, 10.0, 0.0, 0.5), EXPIRY_US + 2_000);
+        reported.report(10.0, 0.0, 0.5, EXPIRY_US + 2_000);
         assert_eq!(reported.weight(EXPIRY_US + 3_000), 0.0, "the blackout begins anew");
     }
 

@@ -37,7 +37,7 @@ calls that arrive in the measured time and are answered; the network is in them,
 | Prequal* | **an emulation** built from the paper's rules (Wydrowski and others, NSDI 2024), without its unpublished heuristics against endpoints that fail fast; of Q 0, 0.6 and 0.84 the one with the best p99 here |
 | Peak-EWMA | two at random, latency times calls in flight (Finagle, tower) |
 | P2C, own calls | two at random, the one with fewer calls of this client (Envoy and gRPC `least_request`) |
-| WRR (A58) | turns by calls per second over utilisation, as each endpoint reports every second (gRPC) |
+| WRR (A58) | turns by calls per second over utilisation, as each endpoint reports every 10 s (gRPC) |
 | PID | turns by weights that feedback moves towards equal utilisation (Robinhood's shape, numbers of gRPC's proposal A80) |
 | round robin, random | what they say |
 
