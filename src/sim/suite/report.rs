@@ -42,8 +42,9 @@ calls that arrive in the measured time and are answered; the network is in them,
 | round robin, random | what they say |
 
 All but Lookaside get lists of endpoints that pass checks, tell the balancer nothing, and repeat failed calls, where a scenario
-allows that, without a budget. *Gap closed* is the part of the way from round robin to the pooled bound, at p99, seed by seed. Calls
-that a run ends before are not counted: where queues grow without end, so would the figures, with a longer run.
+allows that, without a budget. *Gap closed* is the part of the way from round robin to the pooled bound, at p99, seed by seed.
+Calls that are open for more than 30 s at the end of a run count with the time that they took so far: where queues grow without
+end, so would the figures, with a longer run.
 ";
 
 /// Writes it.
