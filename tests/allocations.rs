@@ -56,7 +56,7 @@ fn a_pick_between_two_that_are_asked_allocates_nothing() {
                 Pick::Sure(chosen) => chosen,
                 Pick::Ask([a, b]) => {
                     asked += 1;
-                    let said = [(a, Some(7)), (b, Some(9).filter(|_| asked % 3 > 0))];
+                    let said = [(&*a.peer, Some(7)), (&*b.peer, Some(9).filter(|_| asked % 3 > 0))];
                     picker.settle(said, now_us + 300, &mut rng, &[3]).unwrap()
                 }
             };
