@@ -279,6 +279,7 @@ impl<'a> Session<'a> {
         self.pool.advice.throttle.set_on(tick.overload);
         let probes = if tick.probe_budget_percent > 0 { tick.probe_budget_percent } else { PROBE_BUDGET_PERCENT };
         self.pool.probing.budget.set_percent(probes);
+        self.pool.set_clients(tick.clients);
         if tick.report_period_ms > 0 {
             let period = Duration::from_millis(u64::from(tick.report_period_ms));
             self.period = period.clamp(REPORT_PERIOD_MIN, REPORT_PERIOD_MAX);

@@ -250,10 +250,9 @@ impl<T> Picker<T> {
     pub fn answered(&self, peer: &Peer, sent_us: u64, now_us: u64) {
         let took_us = now_us.saturating_sub(sent_us);
         self.fleet.learn_answer(took_us);
-        if let Some(candidate) = self.find(Mark::of(peer.id()))
-            && self.fleet.learn_work(took_us.saturating_mul(candidate.capacity_milli.into()) / 1_000)
-        {
-            peer.disprove(now_us);
+        if let Some(candidate) = self.find(Mark::of(peer.id())) {
+            let is_far = self.fleet.learn_work(took_us.saturating_mul(candidate.capacity_milli.into()) / 1_000);
+            peer.answered(is_far, now_us);
         }
         self.spoke(peer, now_us);
     }
@@ -279,9 +278,9 @@ impl<T> Picker<T> {
         peer.finish();
         self.fleet.lane().finish();
         match class {
-            Class::Ok | Class::Caller => rif.into_iter().for_each(|rif| self.heard(peer, rif, now_us)),
-            // Whoever fails is idle: what it says of its load would bring it the next call.
-            Class::Cancelled | Class::Overload | Class::Endpoint | Class::Deadline => {}
+            Class::Ok => rif.into_iter().for_each(|rif| self.heard(peer, rif, now_us)),
+            // Whoever fails, or refuses its callers at once, is idle: what it says of its load would bring it the next call.
+            Class::Caller | Class::Cancelled | Class::Overload | Class::Endpoint | Class::Deadline => {}
         }
         let sent_us = sent_us?;
         if !answered && class == Class::Cancelled && now_us.saturating_sub(sent_us) <= self.fleet.stall_us() {

@@ -199,6 +199,11 @@ impl Pool {
         }
     }
 
+    /// So many clients call the service, as a balancer knows; 0 when it does not say.
+    pub(crate) fn set_clients(&self, clients: u32) {
+        self.fleet.set_clients(clients.into());
+    }
+
     /// Takes what a balancer says of calls; true when it is new. The error says why it is refused.
     pub(crate) fn take_policy(&self, policy: MethodPolicy) -> Result<bool, String> {
         let is_new = self.advice.take_policy(policy)?;

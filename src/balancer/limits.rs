@@ -208,12 +208,10 @@ pub(crate) const HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
 /// seconds, and with 20,000 streams even news in every second is a tenth of a core.
 pub(crate) const FLEET_PERIOD: Duration = Duration::from_secs(1);
 
-/// Between two lists of a service to a cohort that differ in nothing but weights and capacities.
+/// Between two lists of a service to a cohort that differ in nothing but weights and capacities. Where only the order differs a
+/// list waits for the next heartbeat: it says whom to connect to first, clients are connected, and among a hundred endpoints
+/// somebody's load crosses a tenth in every second.
 pub(crate) const LOAD_LIST_PERIOD: Duration = Duration::from_secs(1);
-
-/// And between two that differ in nothing but order. That is whom to connect to first, and clients are connected: among a hundred
-/// endpoints somebody's load crosses a tenth in every second.
-pub(crate) const ORDER_LIST_PERIOD: Duration = Duration::from_secs(30);
 
 /// While the balancer settles, a client that holds no list waits this long from the start for others to be heard.
 pub(crate) const NEWCOMER_WAIT: Duration = Duration::from_secs(2);

@@ -17,7 +17,7 @@ use crate::{dispatch::Listed, endpoint::Counters, scenario::Scenario};
 
 /// Lists that differ in weights alone, or in order alone, go out to a cohort at most so often, as in the service.
 const LOAD_LIST_US: u64 = 1_000_000;
-const ORDER_LIST_US: u64 = 30_000_000;
+const ORDER_LIST_US: u64 = 5_000_000;
 
 /// Names on which this crate cannot be wrong.
 const OURS: &str = "a name of ours is valid";

@@ -254,7 +254,7 @@ pub(crate) fn dispatcher(policy: Policy, scenario: &Scenario, client: u32, seed:
     // Of the highest bit, so that where a client begins has nothing to do with what it draws later.
     let mut rng = stream(seed, Stream::Picks, client | (1 << 31));
     match policy {
-        Policy::Lookaside => Box::new(lookaside::Lookaside::new(rng.next_u64())),
+        Policy::Lookaside => Box::new(lookaside::Lookaside::new(rng.next_u64(), scenario.clients.count)),
         Policy::Random => Box::new(simple::Random::default()),
         Policy::RoundRobin => Box::new(simple::RoundRobin::new(&mut rng)),
         Policy::P2c => Box::new(simple::P2c::default()),

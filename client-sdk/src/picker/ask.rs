@@ -50,7 +50,7 @@ impl<T> Picker<T> {
             }
         }
         let lane = self.fleet.lane();
-        let speaks = |candidate: &Candidate<T>| self.may_speak_for_itself(candidate, lane, now_us, tried);
+        let speaks = |candidate: &Candidate<T>| self.is_credible(candidate, lane, now_us, tried);
         let chosen = match (a, b) {
             (Some((a, said_a)), Some((b, said_b))) => {
                 match (said_a.filter(|_| speaks(a)), said_b.filter(|_| speaks(b))) {
@@ -59,8 +59,10 @@ impl<T> Picker<T> {
                     }
                     (Some(_), Some(_) | None) => Some(a),
                     (None, Some(_)) => Some(b),
-                    (None, None) if is_lighter(b, a, now_us) => Some(b),
-                    (None, None) => Some(a),
+                    (None, None) => {
+                        let lighter = if is_lighter(b, a, now_us) { b } else { a };
+                        Some(self.not_owing(lighter, now_us, rng, tried))
+                    }
                 }
             }
             (Some((only, _)), None) | (None, Some((only, _))) => Some(only),

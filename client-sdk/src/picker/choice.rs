@@ -31,6 +31,8 @@ pub const WORDS_AHEAD: u32 = 24;
 const INTERVAL_MAX: u32 = i32::MAX as u32 / (2 * WORDS_AHEAD);
 /// Requests in flight beyond twice what is to be expected from which an endpoint is known to be loaded: somebody else's calls.
 const LOADED_BEYOND: u64 = 3;
+/// One pick in so many tries who is drawn, where nothing is known of it and nobody can be asked: all that is known may be worse.
+const UNHEARD_PICKS: u64 = 16;
 /// First calls that a newcomer is given by all clients together, about: one of each of thousands would bury it.
 const FIRST_CALLS: u64 = 4;
 /// No candidate.
@@ -110,8 +112,8 @@ impl<T> Picker<T> {
             return self.on_ring(placed, key, now_us, tried).or_else(|| self.least_bad(now_us, tried)).map(Choice::One);
         }
         if self.fresh.load(Relaxed) {
-            while let Some(fresh) = self.candidates.iter().find(|c| c.peer.take_fresh()) {
-                if rng.below(self.fleet.clients()) < FIRST_CALLS {
+            for fresh in self.candidates.iter().filter(|c| c.peer.is_fresh()) {
+                if fresh.peer.take_fresh() && rng.below(self.fleet.clients()) < FIRST_CALLS {
                     return Some(Choice::One(fresh));
                 }
             }
@@ -135,13 +137,16 @@ impl<T> Picker<T> {
         let told = self.lightest_told(lane, now_us, tried);
         if let Some((told, token)) = told
             && is_below(self.load_told(&token), told, self.load_bearable(expected), first)
+            && !(self.is_unheard(first, now_us) && rng.below(UNHEARD_PICKS) == 0)
             && lane.spend(token)
         {
             return Some(Choice::One(told));
         }
         if expected > 0 && may_ask && self.fleet.asks() {
             let second = self.second_drawn(first, rng).filter(|c| self.standing(c, now_us, tried) == Standing::Fit);
-            if let Some(second) = second {
+            // To ask is of no use where nobody would be believed.
+            let is_credible = |c| self.is_credible(c, lane, now_us, tried);
+            if let Some(second) = second.filter(|second| is_credible(first) || is_credible(second)) {
                 return Some(Choice::Two([first, second]));
             }
         }
@@ -157,12 +162,19 @@ impl<T> Picker<T> {
         let mut place = scale(lane.next_turn().wrapping_mul(GOLDEN_STEP), self.share_sum);
         for _ in 0..DRAWS_MAX {
             match self.at(place).filter(|c| self.admits(c, now_us, tried)) {
+                // A canary is spent by now.
+                Some(drawn) if self.standing(drawn, now_us, tried) != Standing::Fit => return Some(drawn),
                 Some(drawn) if !self.is_told_loaded(drawn, now_us) => return Some(drawn),
                 drawn => loaded = loaded.or(drawn),
             }
             place = rng.below(self.share_sum);
         }
         loaded
+    }
+
+    /// Whether nothing is known of it and nobody can be asked: then it takes a call to find out.
+    fn is_unheard(&self, candidate: &Candidate<T>, now_us: u64) -> bool {
+        !self.fleet.asks() && candidate.peer.told(now_us, self.fleet.token_age_us()).is_none()
     }
 
     /// Whether it told lately of far more requests in flight than are to be expected.
@@ -230,21 +242,21 @@ impl<T> Picker<T> {
         None
     }
 
-    /// Whether what an endpoint said of its own load may bring it a call: it answers, its calls do not fail, and it has not had
-    /// twice its share of the recent ones already.
-    pub(super) fn may_speak_for_itself(
-        &self,
-        candidate: &Candidate<T>,
-        lane: &Lane,
-        now_us: u64,
-        tried: &[u64],
-    ) -> bool {
+    /// Whether what an endpoint told with a response may bring it a call: it is credible, and owes no answers since.
+    fn may_speak_for_itself(&self, candidate: &Candidate<T>, lane: &Lane, now_us: u64, tried: &[u64]) -> bool {
+        self.is_credible(candidate, lane, now_us, tried)
+            && candidate.peer.unanswered().0 < UNANSWERED_MAX
+            && !self.is_late(&candidate.peer, now_us)
+    }
+
+    /// Whether what an endpoint says of its own load may bring it a call at all: its calls do not fail, and it is not ahead of
+    /// twice its share already.
+    pub(super) fn is_credible(&self, candidate: &Candidate<T>, lane: &Lane, now_us: u64, tried: &[u64]) -> bool {
         let peer = &candidate.peer;
         self.standing(candidate, now_us, tried) == Standing::Fit
             && peer.is_believed(now_us)
-            && peer.ahead(lane.number(), lane.picks()) < candidate.interval.saturating_mul(WORDS_AHEAD)
-            && peer.unanswered().0 < UNANSWERED_MAX
-            && !self.is_late(peer, now_us)
+            && peer.ahead(lane.number(), lane.picks(), candidate.interval)
+                < candidate.interval.saturating_mul(WORDS_AHEAD)
     }
 
     /// Of a fit one and another that is drawn by share, the one with less in flight.
@@ -285,7 +297,7 @@ impl<T> Picker<T> {
 
     /// The same, unless it owes answers. Perhaps it is only busy; but whoever owes fewer is the safer choice, and so a stalled
     /// endpoint costs two calls, not as many as fit into the time until it is called stalled.
-    fn not_owing<'a>(
+    pub(super) fn not_owing<'a>(
         &'a self,
         chosen: &'a Candidate<T>,
         now_us: u64,

@@ -16,6 +16,9 @@ const TOKEN_AGE_US: std::ops::RangeInclusive<u64> = 5_000..=1_000_000;
 /// one in three thousand is as long, of an endpoint whose queue is hidden most are.
 const DISPROOF_FACTOR: u64 = 8;
 
+/// A word of load beyond this, thousandths, and beyond twice the mean moves the mean no further.
+const RIF_MILLI_MOST: u64 = 64_000;
+
 /// What one client has learnt of all its endpoints together. Outlives pickers.
 #[derive(Debug)]
 pub struct Fleet {
@@ -123,7 +126,9 @@ impl Fleet {
 
     /// An endpoint told of so many requests in flight per capacity, thousandths.
     pub(super) fn learn_rif(&self, rif_milli: u64) {
-        learn(&self.rif_milli_mean, rif_milli);
+        // One that says what cannot be must not become what is usual by itself.
+        let most = self.rif_milli_mean().saturating_mul(2).max(RIF_MILLI_MOST);
+        learn(&self.rif_milli_mean, rif_milli.min(most));
     }
 
     pub(super) fn rif_milli_mean(&self) -> u64 {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::{
-    Class, LANES_MAX,
+    Class, LANES_MAX, WORDS_AHEAD,
     breaker::{Breaker, Gate},
 };
 
@@ -18,6 +18,9 @@ const SOUR_MAX: u32 = 8;
 /// An endpoint that failed a call has to serve one before what it says of itself is believed again, or so long has to pass,
 /// microseconds. One that fails at once says that it is idle whenever it is asked.
 const DISBELIEF_US: u64 = 10_000_000;
+/// Answers that are remembered as late or not, and of how many late ones on it is disproved.
+const FAR_MASK: u32 = 0xF;
+const FAR_MIN: u32 = 3;
 
 /// Counters of one endpoint. Shared by every picker that names it, so that a new list forgets nothing.
 #[derive(Debug)]
@@ -31,7 +34,8 @@ pub struct Peer {
     silence_canary_us: AtomicU64,
     sour: AtomicU32,
     soured_us: AtomicU64,
-    /// When an answer last took far too long for what it says of its load; 0 for never.
+    /// Of the last answers, which came far too late for what it says of its load, and when most of them did; 0 for never.
+    far: AtomicU32,
     disproved_us: AtomicU64,
     /// Requests in flight as it told last (low 16 bits), and when (the rest, microseconds); 0 for never.
     told: AtomicU64,
@@ -55,6 +59,7 @@ impl Peer {
             silence_canary_us: AtomicU64::new(0),
             sour: AtomicU32::new(0),
             soured_us: AtomicU64::new(0),
+            far: AtomicU32::new(0),
             disproved_us: AtomicU64::new(0),
             told: AtomicU64::new(0),
             fresh: AtomicBool::new(false),
@@ -188,9 +193,17 @@ impl Peer {
         (word != 0 && now_us.saturating_sub(word >> COUNT_BITS) <= age_us_max).then_some(word & COUNT_MASK)
     }
 
-    /// An answer took so long that what it says of its load cannot be right.
-    pub(super) fn disprove(&self, now_us: u64) {
-        self.disproved_us.store(now_us.max(1), Relaxed);
+    /// An answer came, far later than is usual or not. Where most of the last ones were, what the endpoint says of its load cannot
+    /// be right; a single one is chance, or a call that is meant to take long.
+    pub(super) fn answered(&self, is_far: bool, now_us: u64) {
+        let before = self.far.load(Relaxed);
+        let after = (before << 1) | u32::from(is_far);
+        if after != before {
+            self.far.store(after, Relaxed);
+        }
+        if is_far && (after & FAR_MASK).count_ones() >= FAR_MIN {
+            self.disproved_us.store(now_us.max(1), Relaxed);
+        }
     }
 
     /// Whether a call failed there just now.
@@ -198,18 +211,19 @@ impl Peer {
         self.sour.load(Relaxed) != 0 && now_us.saturating_sub(self.soured_us.load(Relaxed)) < SOUR_US
     }
 
-    /// How far it is ahead of its due at this count of a lane's picks; 0 when it is not.
-    pub(super) fn ahead(&self, lane: usize, picks: u32) -> u32 {
+    /// How far it is ahead of its due at this count of a lane's picks, where a pick is its due once per `interval`; 0 when it is
+    /// not. It is never further ahead than words bring it: what seems to be is from a time before the count came round.
+    pub(super) fn ahead(&self, lane: usize, picks: u32, interval: u32) -> u32 {
         let due = self.due.get(lane).map_or(picks, |due| due.load(Relaxed));
         let ahead = due.wrapping_sub(picks);
-        // Less than half of the circle is ahead, the rest is behind.
-        if ahead > i32::MAX as u32 { 0 } else { ahead }
+        if ahead > interval.saturating_mul(WORDS_AHEAD + 1) { 0 } else { ahead }
     }
 
-    /// It was picked; a pick is its due once per `interval`.
+    /// It was picked.
     pub(super) fn picked(&self, lane: usize, picks: u32, interval: u32) {
         if let Some(due) = self.due.get(lane) {
-            due.store(picks.wrapping_add(self.ahead(lane, picks)).wrapping_add(interval), Relaxed);
+            let ahead = self.ahead(lane, picks, interval).min(interval.saturating_mul(WORDS_AHEAD));
+            due.store(picks.wrapping_add(ahead).wrapping_add(interval), Relaxed);
         }
     }
 

@@ -325,6 +325,7 @@ impl Inner {
             report_period_ms: millis(self.report_period),
             retry_budget_percent: RETRY_BUDGET_PERCENT,
             hedge_budget_percent: HEDGE_BUDGET_PERCENT,
+            clients: 1,
             overload: self.overload,
             ..Tick::default()
         })

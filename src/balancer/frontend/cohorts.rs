@@ -1,6 +1,6 @@
 //! One answer per service and cohort, computed and encoded once and shared by every stream that asks for it. An answer
 //! is made when the first stream asks, follows the snapshots, and is forgotten with its last stream. Paces as well:
-//! lists that differ in weights alone go out at most once a second, in order alone once in half a minute. What clients make up costs little: names that nobody
+//! lists that differ in weights alone go out at most once a second, in order alone in place of a heartbeat. What clients make up costs little: names that nobody
 //! knows have no list, and places where no endpoint is have one in common.
 
 use std::{
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{encode, few::Few};
 use crate::{
     driver::Handle,
-    limits::{COHORTS_PER_SERVICE_MAX, FLEET_PERIOD, HEARTBEAT_PERIOD, LOAD_LIST_PERIOD, ORDER_LIST_PERIOD},
+    limits::{COHORTS_PER_SERVICE_MAX, FLEET_PERIOD, HEARTBEAT_PERIOD, LOAD_LIST_PERIOD},
     telemetry,
 };
 
@@ -76,10 +76,10 @@ pub(crate) struct Framed {
 }
 
 impl Framed {
-    fn of(list: Arc<List>, service: &ServiceSnapshot) -> Self {
+    fn of(list: Arc<List>, service: &ServiceSnapshot, clients: u32) -> Self {
         Self {
             list_frame: encode::list(&list.assignment, service.version),
-            tick_frame: encode::tick(&list.assignment, service),
+            tick_frame: encode::tick(&list.assignment, service, clients),
             list,
         }
     }
@@ -150,6 +150,8 @@ struct Asked {
 /// The lists of a service as one snapshot has it.
 struct Lists {
     service: Arc<ServiceSnapshot>,
+    /// Streams that ask for them.
+    clients: u32,
     /// Where its endpoints are, if that matters.
     zones: BTreeSet<Locality>,
     made: BTreeMap<Cohort, Made>,
@@ -283,6 +285,7 @@ impl Cohorts {
 impl Asked {
     /// Brings the answer to a cohort up to date.
     fn refresh(&mut self, name: &ServiceName, cohort: &Cohort, snapshot: &Snapshot, now: Timestamp) {
+        let clients = self.cohorts.iter().map(|(_, entry)| entry.answer.receiver_count()).sum();
         let Some(entry) = self.cohorts.get_mut(cohort) else { return };
         let Some(service) = snapshot.services.get(name) else {
             self.lists = None;
@@ -291,7 +294,7 @@ impl Asked {
         };
         let lists = match self.lists.take() {
             Some(lists) if Arc::ptr_eq(&lists.service, service) => lists,
-            Some(_) | None => Box::new(Lists::of(service)),
+            Some(_) | None => Box::new(Lists::of(service, clients)),
         };
         entry.refresh(cohort, self.lists.insert(lists), snapshot.at);
     }
@@ -306,11 +309,12 @@ impl Asked {
 }
 
 impl Lists {
-    fn of(service: &Arc<ServiceSnapshot>) -> Self {
+    fn of(service: &Arc<ServiceSnapshot>, clients: usize) -> Self {
         let places = service.endpoints.iter().map(|endpoint| endpoint.spec.locality.zone());
         let places = places.filter(|_| service.config.locality.prefer_zone).collect::<BTreeSet<_>>();
         let zones = places.into_iter().filter_map(|zone| Locality::parse(zone).ok()).collect();
-        Self { service: Arc::clone(service), zones, made: BTreeMap::new() }
+        let clients = u32::try_from(clients).unwrap_or(u32::MAX);
+        Self { service: Arc::clone(service), clients, zones, made: BTreeMap::new() }
     }
 
     /// The cohort with the same list whose place does not go beyond what makes a difference: clients say where they are,
@@ -333,10 +337,11 @@ impl Lists {
 }
 
 impl Made {
-    fn framed(&mut self, service: &ServiceSnapshot) -> &(Framed, Option<Framed>) {
+    fn framed(&mut self, service: &ServiceSnapshot, clients: u32) -> &(Framed, Option<Framed>) {
         self.framed.get_or_insert_with(|| {
             let additions = service.stale.then(|| Arc::new(List::new(self.list.assignment.as_additions())));
-            (Framed::of(Arc::clone(&self.list), service), additions.map(|list| Framed::of(list, service)))
+            let framed = |list| Framed::of(list, service, clients);
+            (framed(Arc::clone(&self.list)), additions.map(framed))
         })
     }
 }
@@ -372,6 +377,7 @@ impl Entry {
             return;
         }
         let began = Instant::now();
+        let clients = lists.clients;
         let made = lists.made(cohort);
         let assignment = &made.list.assignment;
         let current = Arc::clone(&self.answer.borrow());
@@ -385,13 +391,18 @@ impl Entry {
                 (self.told_at, self.told) = (began, service.fleet);
                 Arc::clone(&held.whole.list)
             }
-            Answer::List(held) if self.listed_at.elapsed() < can_wait(&held.whole.list.assignment, assignment) => {
-                // Not noted as seen for good: a later turn comes by again.
-                self.held_for = can_wait(&held.whole.list.assignment, assignment);
-                self.held_back = Some(Arc::clone(service));
-                return;
+            Answer::List(held) => {
+                let wait = can_wait(&held.whole.list.assignment, assignment);
+                // What is due goes out in any case, and then as the list that it would tell of.
+                if !due && self.listed_at.elapsed() < wait {
+                    // Not noted as seen for good: a later turn comes by again.
+                    (self.held_back, self.held_for) = (Some(Arc::clone(service)), wait);
+                    return;
+                }
+                (self.listed_at, self.told_at, self.told) = (began, began, service.fleet);
+                Arc::clone(&made.list)
             }
-            Answer::List(_) | Answer::Silent | Answer::Unknown => {
+            Answer::Silent | Answer::Unknown => {
                 self.listed_at = began;
                 Arc::clone(&made.list)
             }
@@ -399,7 +410,7 @@ impl Entry {
         self.service = Some(Arc::clone(service));
         self.held_back = None;
         self.beat_at = began;
-        let (whole, additions) = made.framed(service);
+        let (whole, additions) = made.framed(service, clients);
         let published = Published {
             additions: additions.clone().map(Box::new),
             whole: Framed { list, ..whole.clone() },
@@ -457,7 +468,7 @@ fn can_wait(before: &Assignment, after: &Assignment) -> Duration {
     }
     let held: BTreeMap<_, _> = before.endpoints.iter().map(|e| (&e.spec.address, e)).collect();
     let codes = |e: &Assigned| e.reasons.iter().map(|(code, _)| *code).collect::<Vec<_>>();
-    let mut wait = ORDER_LIST_PERIOD;
+    let mut wait = HEARTBEAT_PERIOD;
     for new in &after.endpoints {
         let Some(old) = held.get(&new.spec.address) else { return Duration::ZERO };
         let same = |old: &Assigned| {

@@ -12,8 +12,8 @@ pub(super) fn list(assignment: &Assignment, version: Version) -> Bytes {
     frame(Kind::List(v1::List { version: Some(convert::version(version)), ..convert::list(assignment) }))
 }
 
-/// What the service is at, for those that hold the list already.
-pub(super) fn tick(assignment: &Assignment, service: &ServiceSnapshot) -> Bytes {
+/// What the service is at, for those that hold the list already, of which there are so many.
+pub(super) fn tick(assignment: &Assignment, service: &ServiceSnapshot, clients: u32) -> Bytes {
     let fleet = service.fleet;
     frame(Kind::Tick(v1::Tick {
         service: assignment.service.to_string(),
@@ -28,6 +28,7 @@ pub(super) fn tick(assignment: &Assignment, service: &ServiceSnapshot) -> Bytes 
         retry_budget_percent: service.config.calls.retry_budget_percent,
         report_period_ms: u32::try_from(convert::millis(service.config.report_period)).unwrap_or(u32::MAX),
         hedge_budget_percent: service.config.calls.hedge_budget_percent,
+        clients,
     }))
 }
 

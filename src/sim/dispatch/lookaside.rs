@@ -33,9 +33,11 @@ struct Held {
 }
 
 impl Lookaside {
-    pub(super) fn new(seed: u64) -> Self {
+    /// One of so many, which the balancer tells them in its ticks.
+    pub(super) fn new(seed: u64, clients: u32) -> Self {
         let fleet = Arc::new(Fleet::new(seed));
         fleet.set_asks(true);
+        fleet.set_clients(clients.into());
         Self {
             picker: Picker::new(Policy::LeastLoad, fleet.clone(), []),
             fleet,

@@ -34,7 +34,7 @@ fn assignment(weights: &[(&str, u32)]) -> Assignment {
 fn order_and_weights_can_wait_and_nothing_else() {
     let before = assignment(&[("a:1", 100), ("b:1", 100)]);
     assert_eq!(can_wait(&before, &assignment(&[("b:1", 50), ("a:1", 100)])), LOAD_LIST_PERIOD);
-    assert_eq!(can_wait(&before, &assignment(&[("b:1", 100), ("a:1", 100)])), ORDER_LIST_PERIOD);
+    assert_eq!(can_wait(&before, &assignment(&[("b:1", 100), ("a:1", 100)])), HEARTBEAT_PERIOD);
     for other in [
         assignment(&[("a:1", 100), ("b:1", 0)]),
         assignment(&[("a:1", 100)]),
@@ -106,7 +106,7 @@ async fn a_place_without_an_endpoint_has_the_list_of_an_unknown_one_and_any_othe
     }
     until(&driver, |s| s.services.get(&name).is_some_and(|s| s.endpoints.iter().all(|e| e.state.is_offered()))).await;
     let snapshot = Arc::clone(&driver.snapshots().borrow());
-    let mut lists = Lists::of(&snapshot.services[&name]);
+    let mut lists = Lists::of(&snapshot.services[&name], 1);
     let invented = (0..100).map(|number| format!("eu/a/x{number}")).chain((0..100).map(|n| format!("x/{n}")));
     for claimed in
         ["eu/a/1", "eu/a", "eu/b", "eu/b/9", "eu", "us", "us/a", ""].map(str::to_owned).into_iter().chain(invented)
