@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::{
     Candidate, Key, Offer, Picker, Policy, Rng, Standing, UNANSWERED_MAX,
     rng::{GOLDEN_STEP, scale},
-    tokens::{Lane, Mark, PICK, TOKENS_MAX, Token},
+    tokens::{Lane, Mark, PICK, Token},
 };
 
 /// Draws for a fit endpoint before all are looked through.
@@ -203,7 +203,8 @@ impl<T> Picker<T> {
 
     /// What a token tells of load, with this call. It says less with time: what was idle then may not be so any more.
     fn load_told(&self, token: &Token) -> u64 {
-        load_with(token.rif) + AGEING.saturating_mul(token.age_us) / self.fleet.answer_us_mean().max(1)
+        let aged = AGEING.saturating_mul(token.age_us) / self.fleet.answer_us_mean().max(1);
+        load_with(token.rif).saturating_add(aged)
     }
 
     /// The load up to which what a token tells is taken, where so many requests in flight are to be expected anywhere. While the
@@ -217,29 +218,33 @@ impl<T> Picker<T> {
         load_with(expected).saturating_add(CALL / 2).saturating_add(patience)
     }
 
-    /// The endpoint of which a token tells the least load, among those fit that owe no answers.
+    /// The endpoint of which a token tells the least load, among those that may speak for themselves.
     fn lightest_told(&self, lane: &Lane, now_us: u64, tried: &[u64]) -> Option<(&Candidate<T>, Token)> {
-        let mut passed_over = 0_u32;
-        for _ in 0..TOKENS_MAX {
-            let mut best: Option<(&Candidate<T>, Token)> = None;
-            for token in lane.tokens(now_us, self.fleet.token_age_us()) {
-                if passed_over & token.bit() != 0 {
-                    continue;
-                }
-                let Some(candidate) = self.find(token.mark) else { continue };
-                if best.is_none_or(|(other, than)| {
-                    is_below(self.load_told(&token), candidate, self.load_told(&than), other)
-                }) {
-                    best = Some((candidate, token));
-                }
+        let may_speak = |told: &Candidate<T>| self.may_speak_for_itself(told, lane, now_us, tried);
+        // Mostly the lightest of all may: only if not, the others are looked at as closely.
+        let lightest = self.lightest_of(lane, now_us, |_| true)?;
+        if may_speak(lightest.0) { Some(lightest) } else { self.lightest_of(lane, now_us, may_speak) }
+    }
+
+    /// The endpoint of which a token tells the least load, among these.
+    fn lightest_of(
+        &self,
+        lane: &Lane,
+        now_us: u64,
+        is_one: impl Fn(&Candidate<T>) -> bool,
+    ) -> Option<(&Candidate<T>, Token)> {
+        let mut best: Option<(u64, &Candidate<T>, Token)> = None;
+        for token in lane.tokens(now_us, self.fleet.token_age_us()) {
+            let is_best =
+                |load: u64, told: &Candidate<T>| best.is_none_or(|(than, of, _)| is_below(load, told, than, of));
+            // Age only adds to what is told, and costs a division.
+            let Some(told) = self.find(token.mark).filter(|told| is_best(load_with(token.rif), told)) else { continue };
+            let load = self.load_told(&token);
+            if is_best(load, told) && is_one(told) {
+                best = Some((load, told, token));
             }
-            let (candidate, token) = best?;
-            if self.may_speak_for_itself(candidate, lane, now_us, tried) {
-                return Some((candidate, token));
-            }
-            passed_over |= token.bit();
         }
-        None
+        best.map(|(_, told, token)| (told, token))
     }
 
     /// Whether what an endpoint told with a response may bring it a call: it is credible, and owes no answers since.
@@ -367,6 +372,10 @@ impl<T> Picker<T> {
 
     /// The candidate at this place on the line of shares.
     pub(super) fn at(&self, place: u64) -> Option<&Candidate<T>> {
+        if self.even {
+            let share = self.candidates.first()?.share;
+            return self.candidates.get(usize::try_from(place.checked_div(share)?).ok()?);
+        }
         let after = self.candidates.partition_point(|c| c.offset <= place);
         self.candidates.get(after.checked_sub(1)?)
     }

@@ -15,7 +15,6 @@ use super::rng::{GOLDEN_STEP, Rng};
 
 /// Tokens per lane; the oldest makes room. In simulations 4 to 64 make no difference.
 pub const TOKENS_MAX: usize = 16;
-const _: () = assert!(TOKENS_MAX <= u32::BITS as usize);
 /// Lanes at most: more threads than this share some.
 pub const LANES_MAX: usize = 16;
 
@@ -56,13 +55,6 @@ pub(super) struct Token {
     pub(super) age_us: u64,
     place: usize,
     word: u64,
-}
-
-impl Token {
-    /// One bit for its place.
-    pub(super) fn bit(&self) -> u32 {
-        1 << self.place
-    }
 }
 
 /// What one thread keeps to itself.
