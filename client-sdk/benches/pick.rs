@@ -86,13 +86,15 @@ impl<'a> Calls<'a> {
     fn begin(&mut self) {
         self.now_us += 1;
         let picked = self.picker.pick(self.now_us, &mut self.rng, &[]).unwrap();
+        picked.peer.sent(self.now_us);
         self.in_flight.push_back(picked.peer.clone());
     }
 
     fn end(&mut self) {
         let ended = self.in_flight.pop_front().unwrap();
-        let told = Some((self.now_us % 8) as u32);
-        self.picker.ended(&ended, Class::Ok, Some(self.now_us), true, told, self.now_us);
+        let (told, sent_us) = (Some((self.now_us % 8) as u32), self.now_us.saturating_sub(IN_FLIGHT as u64));
+        self.picker.answered(&ended, sent_us, self.now_us);
+        self.picker.ended(&ended, Class::Ok, Some(sent_us), true, told, self.now_us);
     }
 }
 
@@ -113,7 +115,9 @@ fn single_picks() {
             let began = Instant::now();
             let picked = picker.pick(calls.now_us, &mut calls.rng, &[]);
             let took = began.elapsed().as_nanos();
-            calls.in_flight.push_back(black_box(picked).unwrap().peer.clone());
+            let picked = black_box(picked).unwrap();
+            picked.peer.sent(calls.now_us);
+            calls.in_flight.push_back(picked.peer.clone());
             took.saturating_sub(clock)
         };
         let [p50, p99, p999] = slowest((0..PICKS).map(time).collect());

@@ -13,6 +13,8 @@ async fn one_is_loaded(calls: usize) -> ([Backend; 2], Channel, EchoClient<Chann
     eventually("loaded", || backends[0].counts.open.load(SeqCst) == calls).await;
     let (channel, client) = client(fixed(&[&backends[0].address, &backends[1].address]));
     ready(&channel).await;
+    // So long that no answer takes eight times as long by chance, and disproves what its endpoint says.
+    backends.iter().for_each(|backend| backend.slow_down(10));
     (backends, channel, client)
 }
 
