@@ -28,7 +28,7 @@ mod tokens;
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-pub use ask::{Pick, WANDER_PICKS, WANDER_PICKS_MIN};
+pub use ask::{Pick, WANDER_PICKS};
 pub use breaker::{FAILURES_IN_A_ROW, PAUSE_US_MAX, PAUSE_US_MIN};
 pub use budget::{EARNING_US, HEDGES_SAVED_MAX, PERCENT_MAX, RETRY_TOKENS_MIN, RetryBudget, ShareBudget};
 pub use fleet::Fleet;

@@ -8,11 +8,8 @@ use super::{
     tokens::Mark,
 };
 
-/// One pick in so many asks an endpoint on the side: one that is idle has no responses that could tell of it. Among few endpoints
-/// it is more often, down to [`WANDER_PICKS_MIN`]: who knows of one alone takes it for what is usual.
+/// One pick in so many asks an endpoint on the side: one that is idle has no responses that could tell of it.
 pub const WANDER_PICKS: u64 = 256;
-/// The same between two endpoints.
-pub const WANDER_PICKS_MIN: u64 = 16;
 
 /// What comes of a pick that may ask.
 #[derive(Debug)]
@@ -94,8 +91,7 @@ impl<T> Picker<T> {
 
     /// Now and then, after a pick, an endpoint to be asked on the side; what it says goes to [`Picker::heard`].
     pub fn wander(&self, rng: &mut Rng) -> Option<&Candidate<T>> {
-        let picks = (self.candidates.len() as u64).saturating_mul(5) / 2;
-        let is_due = self.fleet.asks() && rng.below(picks.clamp(WANDER_PICKS_MIN, WANDER_PICKS)) == 0;
+        let is_due = self.fleet.asks() && rng.below(WANDER_PICKS) == 0;
         if is_due { self.at(rng.below(self.share_sum)) } else { None }
     }
 }
