@@ -33,6 +33,10 @@ const INTERVAL_MAX: u32 = i32::MAX as u32 / (2 * WORDS_AHEAD);
 const LOADED_BEYOND: u64 = 3;
 /// One pick in so many tries who is drawn, where nothing is known of it and nobody can be asked: all that is known may be worse.
 const UNHEARD_PICKS: u64 = 16;
+/// Calls that an endpoint misses, at twice its share, before it gets one as drawn, whatever others say of themselves. Without,
+/// a client of two endpoints that happened to hear of the loaded one first takes that for usual, and finds the other late or,
+/// where it asks, hardly ever. With 16 in place of 64 the p99 where half of the endpoints are slow is 4 % longer.
+const FORGOTTEN_AFTER: u32 = 64;
 /// First calls that a newcomer is given by all clients together, about: one of each of thousands would bury it.
 const FIRST_CALLS: u64 = 4;
 /// No candidate.
@@ -131,6 +135,11 @@ impl<T> Picker<T> {
         let first = self.first_drawn(lane, now_us, rng, tried)?;
         if self.standing(first, now_us, tried) != Standing::Fit {
             // A canary, which is spent by now: this call finds out.
+            return Some(Choice::One(first));
+        }
+        let is_forgotten =
+            first.peer.behind(lane.number(), lane.picks()) > first.interval.saturating_mul(FORGOTTEN_AFTER);
+        if is_forgotten && first.peer.unanswered().0 == 0 && first.peer.is_believed(now_us) {
             return Some(Choice::One(first));
         }
         let expected = self.rif_expected(first);

@@ -219,6 +219,13 @@ impl Peer {
         if ahead > interval.saturating_mul(WORDS_AHEAD + 1) { 0 } else { ahead }
     }
 
+    /// How far it is behind its due at this count of a lane's picks; 0 when it is not.
+    pub(super) fn behind(&self, lane: usize, picks: u32) -> u32 {
+        let behind = picks.wrapping_sub(self.due.get(lane).map_or(picks, |due| due.load(Relaxed)));
+        // More than half of the circle is ahead.
+        if behind > i32::MAX as u32 { 0 } else { behind }
+    }
+
     /// It was picked.
     pub(super) fn picked(&self, lane: usize, picks: u32, interval: u32) {
         if let Some(due) = self.due.get(lane) {

@@ -544,6 +544,35 @@ fn an_endpoint_that_says_it_is_idle_gets_twice_its_share_at_most() {
 }
 
 #[test]
+fn an_idle_endpoint_is_found_though_all_that_was_heard_is_of_the_loaded_one() {
+    for (seed, asks) in (0..20).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut world = World::new(Policy::LeastLoad, &[100; 2], seed);
+        world.fleet.set_asks(asks);
+        for _ in 0..400 {
+            let picker = &world.picker;
+            let picked = match picker.pick_or_ask(None, world.now_us, &mut world.rng, &[]).expect("an endpoint") {
+                Pick::Sure(chosen) => chosen,
+                Pick::Ask(pair) => {
+                    let asked = pair.map(|c| (&*c.peer, Some(if c.item == 0 { 20 } else { 0 })));
+                    picker.settle(asked, world.now_us, &mut world.rng, &[]).expect("one of them")
+                }
+            };
+            let at = picked.item;
+            world.picks[at] += 1;
+            if let Some(aside) = picker.wander(&mut world.rng) {
+                picker.heard(&aside.peer, if aside.item == 0 { 20 } else { 0 }, world.now_us);
+            }
+            world.peers[at].sent(world.now_us);
+            world.now_us += 10 * MS;
+            let (sent_us, says) = (world.now_us - 10 * MS, if at == 0 { 20 } else { 0 });
+            world.picker.answered(&world.peers[at], sent_us, world.now_us);
+            let _ = world.picker.ended(&world.peers[at], Class::Ok, Some(sent_us), true, Some(says), world.now_us);
+        }
+        assert!(world.picks[0] <= 100, "seed {seed}, asks {asks}: {:?}", world.picks);
+    }
+}
+
+#[test]
 fn absurd_words_of_load_never_leave_a_call_without_an_endpoint() {
     let absurd = [0, 1, 16_383, 16_384, u32::MAX];
     for capacities in [[0, 1, u32::MAX], [1_000, 1_000, 1_000], [1, 1, 1]] {
