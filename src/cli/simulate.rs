@@ -69,7 +69,7 @@ fn scenario(named: &str) -> Result<Scenario, Failure> {
     })
 }
 
-/// Tells on stderr how far the runs are, where that is a terminal.
+/// Tells on stderr how far the runs are: all the time on a terminal, else ten times.
 struct Progress {
     begun: Instant,
 }
@@ -80,9 +80,11 @@ impl Progress {
     }
 
     fn tell(&self, done: usize, all: usize) {
+        let line = format!("  {done} of {all} runs, {:.0} s", self.begun.elapsed().as_secs_f64());
         if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-            let end = if done == all { "\n" } else { "" };
-            eprint!("\r  {done} of {all} runs, {:.0} s{end}", self.begun.elapsed().as_secs_f64());
+            eprint!("\r{line}{}", if done == all { "\n" } else { "" });
+        } else if done * 10 / all > (done - 1) * 10 / all {
+            eprintln!("{line}");
         }
     }
 }

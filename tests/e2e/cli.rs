@@ -303,4 +303,31 @@ fn descendants(process: u32) -> Vec<u32> {
     let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let children: Vec<u32> = ids.filter(|id| parent(*id) == Some(process)).collect();
     children.iter().flat_map(|child| descendants(*child).into_iter().chain([*child])).collect()
+
+#[tokio::test]
+async fn a_simulation_writes_the_same_bytes_twice_and_no_other_command_writes_csv() {
+    let scenario = TemporaryFile::new(
+        "name: mine\nendpoints: [{ count: 10 }]\nclients: { count: 10 }\nload: 0.8\nwarm_up_ms: 2000\nmeasured_ms: 3000\n",
+    );
+    let run = [
+        "simulate",
+        "run",
+        "--scenario",
+        scenario.path(),
+        "--policy",
+        "lookaside,round_robin,bound",
+        "--seeds",
+        "2",
+        "-o",
+    ];
+    let csv = [&run[..], &["csv"]].concat();
+    let (first, second) = tokio::join!(cli(&csv), cli(&csv));
+    assert_eq!(first.stdout, second.stdout);
+    assert!(first.stdout.starts_with("scenario,policy,window,measure,mean,low,high,seeds\n"), "{}", first.stdout);
+    assert!(first.stdout.contains("mine,lookaside,all,gap_closed_percent,"), "{}", first.stdout);
+    let told = cli(&[&run[..], &["json"]].concat()).await.json();
+    let items = told["items"].as_array().unwrap();
+    assert_eq!((&told["kind"], items.len() + 1), (&"Simulation".into(), first.stdout.lines().count()), "{told:#}");
+    cli(&["simulate", "scenarios", "-o", "csv"]).await.expect(2);
+    cli(&["simulate", "run", "--scenario", "nobody_wrote_it"]).await.expect(3);
 }
