@@ -62,6 +62,7 @@ pub(crate) struct Global {
         id = "output",
         short = 'o',
         long = "output",
+        value_name = "OUTPUT",
         global = true,
         value_enum,
         default_value = "table",

@@ -21,8 +21,9 @@ pub mod measure;
 pub mod plot;
 mod pooled;
 mod queue;
+pub mod rows;
 pub mod run;
 pub mod scenario;
 pub mod suite;
-pub mod table;
+
 pub mod world;

@@ -5,8 +5,8 @@ use crate::{
     batch::compare,
     digest::{ALL, Cell, Measure},
     dispatch::Policy,
+    rows::{CSV_HEAD, Row, rows},
     scenario::{BUILTIN, Error, Scenario, builtin},
-    table::{CSV_HEAD, Row, rows},
 };
 
 mod pictures;

@@ -4,7 +4,7 @@ use lookaside_sim::{
     batch::compare,
     digest::{Cell, Measure},
     dispatch::Policy,
-    table::{CSV_HEAD, Row, rows},
+    rows::{CSV_HEAD, Row, rows},
 };
 use serde::Serialize;
 
