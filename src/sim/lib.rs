@@ -25,5 +25,4 @@ pub mod rows;
 pub mod run;
 pub mod scenario;
 pub mod suite;
-
 pub mod world;
