@@ -86,9 +86,13 @@ pub const GATES: [Gate; 17] = [
     gate("headline_gap_closed_percent", "headline", Bar::AtLeast(87.0), gap_closed),
     gate("headline_probes_per_call", "headline", Bar::AtMost(0.2), |seen| seen.get(ALL, Measure::ProbesPerCall)),
     gate("sparse_1000_gap_closed_percent", "sparse_1000", Bar::AtLeast(85.0), gap_closed),
-    gate("sparse_1000_probes_per_starved_pick", "sparse_1000", Bar::AtMost(2.0), probes_per_ask),
+    gate("sparse_1000_probes_per_starved_pick", "sparse_1000", Bar::AtMost(2.0), |seen| {
+        seen.get(ALL, Measure::ProbesPerAsk)
+    }),
     gate("sparse_5000_gap_closed_percent", "sparse_5000", Bar::AtLeast(88.0), gap_closed),
-    gate("sparse_5000_probes_per_starved_pick", "sparse_5000", Bar::AtMost(2.0), probes_per_ask),
+    gate("sparse_5000_probes_per_starved_pick", "sparse_5000", Bar::AtMost(2.0), |seen| {
+        seen.get(ALL, Measure::ProbesPerAsk)
+    }),
     gate("slow_half_p99_over_bound", "slow_half", Bar::AtMost(1.25), |seen| {
         Some(seen.get(ALL, Measure::P99)? / seen.bound?.get(ALL, Measure::P99)?)
     }),
@@ -132,12 +136,6 @@ const fn gate(name: &'static str, scenario: &'static str, bar: Bar, measure: fn(
 
 fn gap_closed(seen: &Seen<'_>) -> Option<f64> {
     seen.get(ALL, Measure::GapClosedPercent)
-}
-
-/// All probes, those in the background included, over the choices that waited for some. 0 where nobody had to ask.
-fn probes_per_ask(seen: &Seen<'_>) -> Option<f64> {
-    let (probes, asks) = (seen.get(ALL, Measure::ProbesPerCall)?, seen.get(ALL, Measure::AsksPercent)? / 100.0);
-    Some(if probes > 0.0 { probes / asks } else { 0.0 })
 }
 
 /// Seconds of which the mean counts as one that is back.

@@ -59,7 +59,9 @@ pub struct Figures {
     pub rif: Histogram,
     /// Choices made only after asking.
     pub asks: u64,
-    /// Probes sent, those of these asks included.
+    /// Probes sent for these.
+    pub probes_of_asks: u64,
+    /// Probes sent in all.
     pub probes: u64,
 }
 

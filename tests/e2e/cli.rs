@@ -303,6 +303,7 @@ fn descendants(process: u32) -> Vec<u32> {
     let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let children: Vec<u32> = ids.filter(|id| parent(*id) == Some(process)).collect();
     children.iter().flat_map(|child| descendants(*child).into_iter().chain([*child])).collect()
+}
 
 #[tokio::test]
 async fn a_simulation_writes_the_same_bytes_twice_and_no_other_command_writes_csv() {

@@ -97,9 +97,9 @@ impl Engine<'_> {
         let choice = client.dispatcher.choose(&self.world, now_us, &mut client.rng, &call.tried);
         match choice {
             Choice::Send(endpoint) => self.send(at, endpoint),
-            Choice::Ask([first, second]) => {
-                call.asked = Some([(first, None), (second, None)]);
-                self.meter.asked(call.arrived_us);
+            Choice::Ask(two) => {
+                call.asked = Some(two.map(|endpoint| (endpoint, None)));
+                self.meter.asked(call.arrived_us, two.len() as u64);
                 self.queue.send(Event::Asked { call: at });
             }
             Choice::Nobody => self.end(at, Ended::Nobody),

@@ -1,6 +1,6 @@
 //! Plays one scenario by some policies, and says what came of it and how long that took:
 //! `cargo run --release -p lookaside-sim --example play -- headline lookaside,round_robin 1 139000`, where the last two are
-//! the seed and how long is measured, milliseconds. 139 s of the headline scenario are a million calls.
+//! the seed and how long is measured, milliseconds; `--seconds` shows each second. 139 s of the headline scenario are a million calls.
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "an example: what cannot be ends it")]
 
@@ -13,7 +13,7 @@ use lookaside_sim::{
 };
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--seconds").collect();
     let arg = |at: usize, otherwise: &str| args.get(at).cloned().unwrap_or_else(|| otherwise.to_owned());
     let name = arg(0, "headline");
     let mut scenario = builtin(&name).unwrap_or_else(|unknown| match std::fs::read_to_string(&name) {
@@ -22,6 +22,7 @@ fn main() {
     });
     scenario.measured_ms = args.get(3).map_or(scenario.measured_ms, |ms| ms.parse().unwrap());
     println!("{}: {}", scenario.name, scenario.title);
+    let shows_seconds = std::env::args().any(|arg| arg == "--seconds");
     for name in arg(1, "lookaside").split(',') {
         let policy = Policy::parse(name).unwrap_or_else(|| panic!("no policy `{name}`"));
         let began = Instant::now();
@@ -56,6 +57,13 @@ fn main() {
                 figures.failed.sum(),
                 figures.attempts,
                 marked * 100.0
+            );
+        }
+        for (at, second) in run.timeline.iter().enumerate().filter(|_| shows_seconds) {
+            let p99 = second.latency_us_p99 as f64 / unit;
+            println!(
+                "{at:>6} s: p99 {p99:.3}, {} calls, {} attempts, {} failed",
+                second.calls, second.attempts, second.failed
             );
         }
     }

@@ -137,11 +137,12 @@ impl Meter {
         self.figures(arrived_us, |figures| figures.rif.record(u64::from(rif)));
     }
 
-    /// A choice was made after asking two.
-    pub(crate) fn asked(&mut self, arrived_us: u64) {
+    /// A choice waits for the answers to so many probes.
+    pub(crate) fn asked(&mut self, arrived_us: u64, probes: u64) {
         self.figures(arrived_us, |figures| {
             figures.asks += 1;
-            figures.probes += 2;
+            figures.probes_of_asks += probes;
+            figures.probes += probes;
         });
     }
 
