@@ -59,14 +59,19 @@ pub fn play<T: Send>(
 
 /// Compares policies in a scenario, each with the seeds 1 to `seeds`, so that all of them meet the same calls.
 pub fn compare(scenario: &Scenario, policies: &[Policy], seeds: u64, done: impl Fn(usize) + Sync) -> Vec<Cell> {
+    let mut cells = cells(scenario, policies, seeds, done);
+    close_gaps(&mut cells);
+    cells
+}
+
+/// The same, with nothing in a cell that comes of another.
+pub fn cells(scenario: &Scenario, policies: &[Policy], seeds: u64, done: impl Fn(usize) + Sync) -> Vec<Cell> {
     let of =
         |policy: &Policy| -> Vec<Job<'_>> { (1..=seeds).map(|seed| Job { scenario, policy: *policy, seed }).collect() };
     let jobs: Vec<Job<'_>> = policies.iter().flat_map(of).collect();
     let mut digests = play(&jobs, threads(), |run| Digest::of(&run), done).into_iter();
     let cell = |policy: &Policy| Cell { policy: *policy, seeds: digests.by_ref().take(seeds as usize).collect() };
-    let mut cells: Vec<Cell> = policies.iter().map(cell).collect();
-    close_gaps(&mut cells);
-    cells
+    policies.iter().map(cell).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! What is told of runs: a closed set of measures, per window of the measured time, over seeds. Latencies are in mean service
 //! times, so that scenarios can be compared.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     dispatch::Policy,
     estimate::{Estimate, gap_closed_percent},
@@ -11,7 +13,7 @@ use crate::{
 pub const ALL: &str = "all";
 
 /// One thing that is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Measure {
     /// Mean latency.
     Mean,
@@ -121,7 +123,7 @@ impl Measure {
 }
 
 /// What is kept of a run: little enough for thousands of them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Digest {
     /// The whole measured time, then each window, with its value of each measure that it has.
     pub windows: Vec<(String, Vec<(Measure, f64)>)>,

@@ -1,6 +1,8 @@
 //! What came of a run. Calls count from when they arrive at their client until the answer is there, or they are given up;
 //! those that arrive in the measured time are measured.
 
+use serde::{Deserialize, Serialize};
+
 use crate::dispatch::Policy;
 
 mod histogram;
@@ -93,7 +95,7 @@ impl Figures {
 }
 
 /// One second.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Second {
     /// Calls that arrived in it.
     pub calls: u64,

@@ -51,6 +51,9 @@ pub const BUILTIN: &[(&str, &str)] = &[
     ("subsets", include_str!("../scenarios/subsets.yaml")),
     ("zones", include_str!("../scenarios/zones.yaml")),
     ("ramp", include_str!("../scenarios/ramp.yaml")),
+    ("bench_quality_70", include_str!("../scenarios/bench_quality_70.yaml")),
+    ("bench_quality_85", include_str!("../scenarios/bench_quality_85.yaml")),
+    ("bench_sparse", include_str!("../scenarios/bench_sparse.yaml")),
 ];
 
 /// The scenario of this name.
