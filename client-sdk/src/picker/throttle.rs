@@ -13,11 +13,16 @@ const SLICE_US: u64 = 10_000_000;
 /// Calls sent for each that is taken: at two, half of what is sent may be refused before anything is held back, and a service
 /// that recovers is noticed soon.
 const SENT_PER_TAKEN: u64 = 2;
+/// One call is sent at least so often, microseconds, whatever became of those before: nobody else would see that the service
+/// takes calls again.
+const TRIAL_US: u64 = 1_000_000;
 
 /// What becomes of calls during overload.
 #[derive(Debug, Default)]
 pub struct Throttle {
     is_on: AtomicBool,
+    /// When a call was last sent that would have been held back; 0 before the first.
+    tried_us: AtomicU64,
     slices: [Slice; SLICES],
 }
 
@@ -33,9 +38,17 @@ struct Slice {
 impl Throttle {
     /// The balancer says that the service has too much to do, or has no longer.
     pub fn set_on(&self, is_on: bool) {
-        if self.is_on.load(Relaxed) != is_on {
-            self.is_on.store(is_on, Relaxed);
+        if self.is_on.load(Relaxed) == is_on {
+            return;
         }
+        if is_on {
+            // What the last overload refused says nothing of this one.
+            for slice in &self.slices {
+                slice.calls.store(0, Relaxed);
+                slice.taken.store(0, Relaxed);
+            }
+        }
+        self.is_on.store(is_on, Relaxed);
     }
 
     /// Whether the service has too much to do: nothing is sent twice then.
@@ -59,11 +72,18 @@ impl Throttle {
         }
         let (calls, taken) = self.remembered(now_us);
         let excess = calls.saturating_sub(taken.saturating_mul(SENT_PER_TAKEN));
-        let holds_back = rng.below(calls.saturating_add(1)) < excess;
+        let holds_back = rng.below(calls.saturating_add(1)) < excess && !self.takes_trial(now_us);
         if holds_back {
             self.slice(now_us).calls.fetch_add(1, Relaxed);
         }
         holds_back
+    }
+
+    /// Takes the next call that is sent to find out.
+    fn takes_trial(&self, now_us: u64) -> bool {
+        let before_us = self.tried_us.load(Relaxed);
+        let is_due = before_us == 0 || now_us.saturating_sub(before_us) >= TRIAL_US;
+        is_due && self.tried_us.compare_exchange(before_us, now_us.max(1), Relaxed, Relaxed).is_ok()
     }
 
     /// Calls made of late, and those of them that were taken.
@@ -136,6 +156,29 @@ mod tests {
         throttle.set_on(true);
         sent(&throttle, 0..300, 20);
         assert!(sent(&throttle, 300..420, 100) >= 99);
+    }
+
+    #[test]
+    fn an_overload_knows_nothing_of_the_last_one() {
+        let throttle = Throttle::default();
+        throttle.set_on(true);
+        sent(&throttle, 0..60, 0);
+        throttle.set_on(false);
+        throttle.set_on(true);
+        assert_eq!(throttle.remembered(60 * SECOND_US), (0, 0));
+        assert!(sent(&throttle, 60..61, 100) >= 99);
+        throttle.set_on(true);
+        assert_ne!(throttle.remembered(61 * SECOND_US), (0, 0), "the same overload goes on");
+    }
+
+    #[test]
+    fn one_call_a_second_is_sent_whatever_became_of_the_others() {
+        let throttle = Throttle::default();
+        throttle.set_on(true);
+        (0..1_000_000).for_each(|_| throttle.ended(false, 1));
+        let mut rng = Rng::from_seed(1);
+        let tries = (0..6_000).map(|n| n * 10_000).filter(|now_us| !throttle.holds_back(*now_us, &mut rng)).count();
+        assert!((60..=62).contains(&tries), "{tries} in a minute");
     }
 
     #[test]
