@@ -16,6 +16,17 @@ use crate::{
     replay::{Pump, Replay},
 };
 
+/// Who is told of an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// Nobody.
+    Nothing,
+    /// Whoever judges the endpoint.
+    Outcome,
+    /// The same, and whoever judges the service: the call ended with it.
+    All,
+}
+
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) endpoint: Arc<Endpoint>,
@@ -90,20 +101,25 @@ impl Attempt {
 
     /// The call ended here.
     pub(crate) fn end(&mut self, class: Class) {
-        self.finish(class, true, None);
+        self.finish(class, Told::All, None);
     }
 
     /// The call ended here with these trailers, or with a head that is all there is.
     pub(crate) fn end_with(&mut self, class: Class, trailers: &HeaderMap) {
-        self.finish(class, true, orca::rif_of(trailers));
+        self.finish(class, Told::All, orca::rif_of(trailers));
+    }
+
+    /// The endpoint refused the call, and nothing was done there. It moves on if it can: what becomes of it is not decided here.
+    pub(crate) fn refused(&mut self) {
+        self.finish(Class::Overload, Told::Outcome, None);
     }
 
     /// The call moves on; nothing was done here, so nothing is said of it.
     pub(crate) fn leave(&mut self) {
-        self.finish(Class::Cancelled, false, None);
+        self.finish(Class::Cancelled, Told::Nothing, None);
     }
 
-    fn finish(&mut self, class: Class, told: bool, rif: Option<u32>) {
+    fn finish(&mut self, class: Class, told: Told, rif: Option<u32>) {
         if self.ended {
             return;
         }
@@ -113,12 +129,9 @@ impl Attempt {
         }
         let now_us = self.pool.now_us();
         // Counted before it leaves its place in flight: an endpoint that left the list is forgotten with its last call.
-        if let Some(sent_us) = self.sent_us.filter(|_| told) {
-            match class {
-                // An error is an answer as well: the call was taken.
-                Class::Ok | Class::Caller | Class::Endpoint => self.pool.advice.throttle.ended(true, now_us),
-                Class::Overload | Class::Deadline => self.pool.advice.throttle.ended(false, now_us),
-                Class::Cancelled => {}
+        if let Some(sent_us) = self.sent_us.filter(|_| told != Told::Nothing) {
+            if told == Told::All {
+                self.pool.advice.ended(class, now_us);
             }
             let is_news = self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
             if is_news {

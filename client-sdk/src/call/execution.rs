@@ -102,6 +102,10 @@ pub(super) async fn execute(call: &Call<'_>, bound: Option<Attempt>, previous: u
             call.trail.left(address, &reason);
             continue;
         };
+        if !is_bound {
+            // Refused by all who were asked.
+            call.pool.advice.ended(Class::Overload, call.pool.now_us());
+        }
         let message = format!("call to {address} failed before it was processed: {reason}; {stuck}");
         let status = why::status(Code::Unavailable, message, Some(address), What::NotProcessed, number);
         return Err(Failure::Unprocessed(status));
@@ -243,7 +247,7 @@ async fn once(call: &Call<'_>, mut attempt: Attempt, previous: u32) -> Result<An
                 return Err(Verdict::Final(status));
             }
             match &verdict {
-                Verdict::NotProcessed(_) if error.is_reset() => attempt.end(Class::Overload),
+                Verdict::NotProcessed(_) if error.is_reset() => attempt.refused(),
                 Verdict::NotProcessed(_) => attempt.leave(),
                 Verdict::Failed(status) | Verdict::Final(status) => attempt.end(class_of(status.code())),
             }

@@ -102,6 +102,27 @@ async fn a_request_stream_that_moves_under_way_arrives_whole_and_once() {
 }
 
 #[tokio::test]
+async fn a_call_that_was_refused_and_moved_is_no_sign_that_the_service_takes_none() {
+    let (raw, backend) = (Raw::start(Manner::Refuse).await, Backend::start().await);
+    let (channel, mut client_of_both) = client(fixed(&[&raw.address, &backend.address]));
+    ready(&channel).await;
+    let throttle = &channel.inner.pool.advice.throttle;
+    throttle.set_on(true);
+    for _ in 0..20 {
+        client_of_both.unary(says(b"x")).await.unwrap();
+    }
+    assert!(raw.calls.load(SeqCst) > 0);
+    assert_eq!(throttle.remembered(channel.inner.pool.now_us()), (20, 20));
+    // Where it cannot move, it was refused.
+    let (channel, mut client_of_one) = client(fixed(&[&raw.address]));
+    ready(&channel).await;
+    let throttle = &channel.inner.pool.advice.throttle;
+    throttle.set_on(true);
+    client_of_one.unary(says(b"x")).await.unwrap_err();
+    assert_eq!(throttle.remembered(channel.inner.pool.now_us()), (1, 0));
+}
+
+#[tokio::test]
 async fn what_is_untold_when_a_redirect_comes_is_told_there() {
     let (first, second) = (Balancer::start().await.unwrap(), Balancer::start().await.unwrap());
     let backend = Backend::start().await;
