@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, header, uri};
+use http::{HeaderValue, Method, Request, StatusCode, header, uri};
 use lookaside_proto::v1::ProbeResponse;
 use prost::Message as _;
 use tonic::Code;
@@ -21,6 +21,7 @@ use crate::{
     endpoint::{Endpoint, Seat},
     outcome::code_of_headers,
     picker::PATIENCE_US_MAX,
+    response::code_of_status,
 };
 
 const PATH: uri::PathAndQuery = uri::PathAndQuery::from_static("/lookaside.v1.Backend/Probe");
@@ -33,8 +34,11 @@ const ANSWER_BYTES_MAX: usize = 256;
 const LIFE: Duration = Duration::from_secs(2);
 /// Probes under way at one endpoint.
 const PROBES_MAX: u32 = 4;
-/// An endpoint that has not answered a probe, or with nonsense, is not asked again before this, microseconds.
+/// An endpoint that does not know probes, or answers with nonsense, is not asked again before this, microseconds.
 const MUTE_US: u64 = 60_000_000;
+/// One that has no time for a probe is left alone for so long, microseconds, and for twice as long each time again.
+const BUSY_US_MIN: u64 = 1_000_000;
+const BUSY_US_MAX: u64 = MUTE_US;
 
 /// How one endpoint takes probes.
 #[derive(Debug, Default)]
@@ -42,31 +46,59 @@ pub(crate) struct Probed {
     under_way: AtomicU32,
     /// Since when there has been one under way at any time, microseconds.
     since_us: AtomicU64,
-    /// It does not answer: not asked before this. 0 while it does.
+    /// It does not know probes: not asked before this. 0 while it does.
     mute_until_us: AtomicU64,
+    /// It had no time for one: not asked before this.
+    busy_until_us: AtomicU64,
+    /// How often in a row that was so.
+    busy_times: AtomicU32,
 }
 
 impl Probed {
-    /// Whether it does not answer probes, as far as is known.
+    /// Whether it does not know probes, as far as is known.
     pub(crate) fn is_mute(&self, now_us: u64) -> bool {
         now_us < self.mute_until_us.load(Relaxed)
     }
 
-    /// It does not answer.
-    pub(crate) fn mute(&self, now_us: u64) {
+    /// It does not know probes.
+    fn mute(&self, now_us: u64) {
         self.mute_until_us.store(now_us.saturating_add(MUTE_US), Relaxed);
     }
 
-    /// It is somebody else now.
+    fn is_busy(&self, now_us: u64) -> bool {
+        now_us < self.busy_until_us.load(Relaxed)
+    }
+
+    /// It had no time for a probe. Several that were under way together count as one.
+    fn busy(&self, now_us: u64) {
+        if !self.is_busy(now_us) {
+            let times = self.busy_times.fetch_add(1, Relaxed);
+            let pause_us = (BUSY_US_MIN << times.min(16)).min(BUSY_US_MAX);
+            self.busy_until_us.store(now_us.saturating_add(pause_us), Relaxed);
+        }
+    }
+
+    /// This came of a probe.
+    pub(crate) fn learn(&self, answer: Answer, now_us: u64) {
+        match answer {
+            Answer::Rif(_) | Answer::Unwilling => self.forget(),
+            Answer::Busy => self.busy(now_us),
+            Answer::Mute => self.mute(now_us),
+        }
+    }
+
+    /// It answers, or is somebody else now.
     pub(crate) fn forget(&self) {
         self.mute_until_us.store(0, Relaxed);
+        self.busy_until_us.store(0, Relaxed);
+        self.busy_times.store(0, Relaxed);
     }
 
     /// Counts a probe, unless there are too many, or one that is late.
     fn begin(&self, now_us: u64) -> bool {
         let before = self.under_way.load(Relaxed);
         let is_late = before > 0 && now_us.saturating_sub(self.since_us.load(Relaxed)) > PATIENCE_US_MAX;
-        if before >= PROBES_MAX || is_late || self.is_mute(now_us) {
+        if before >= PROBES_MAX || is_late || self.is_mute(now_us) || self.is_busy(now_us) {
             return false;
         }
         if self.under_way.fetch_add(1, Relaxed) == 0 {
@@ -100,8 +132,20 @@ pub(crate) enum Answer {
     Rif(u32),
     /// It answers, and should get no call: it leaves, or has too much to do.
     Unwilling,
-    /// It does not answer.
+    /// It has no time to answer, or the way to it is broken: nothing is known of it now, and soon it may be asked again.
+    Busy,
+    /// It does not know probes, or answers with nonsense.
     Mute,
+}
+
+impl Answer {
+    /// What this code in place of an answer means.
+    fn of_code(code: Code) -> Self {
+        match code {
+            Code::Unimplemented | Code::NotFound | Code::PermissionDenied | Code::Unauthenticated => Self::Mute,
+            _ => Self::Busy,
+        }
+    }
 }
 
 impl Probe {
@@ -113,37 +157,43 @@ impl Probe {
 
     /// Sends it, and waits for what is answered.
     pub(crate) async fn ask(self) -> Answer {
-        match tokio::time::timeout(LIFE, self.exchange()).await.ok().flatten() {
-            None => Answer::Mute,
-            Some(answer) if answer.draining || answer.overloaded => Answer::Unwilling,
-            Some(answer) => Answer::Rif(answer.in_flight),
+        match tokio::time::timeout(LIFE, self.exchange()).await {
+            Err(_) => Answer::Busy,
+            Ok(Err(otherwise)) => otherwise,
+            Ok(Ok(answer)) if answer.draining || answer.overloaded => Answer::Unwilling,
+            Ok(Ok(answer)) => Answer::Rif(answer.in_flight),
         }
     }
 
-    async fn exchange(&self) -> Option<ProbeResponse> {
-        let (response, mut request) = self.seat.slot().send(self.head()).ok()?;
-        request.send_data(Bytes::from_static(EMPTY_MESSAGE), true).ok()?;
-        let response = response.await.ok()?;
-        if code_of_headers(response.headers()).is_some() {
+    /// The answer, or what it means that there is none.
+    async fn exchange(&self) -> Result<ProbeResponse, Answer> {
+        // What breaks off says nothing of whether probes are known.
+        let broke_off = |_: h2::Error| Answer::Busy;
+        let (response, mut request) = self.seat.slot().send(self.head()).map_err(broke_off)?;
+        request.send_data(Bytes::from_static(EMPTY_MESSAGE), true).map_err(broke_off)?;
+        let response = response.await.map_err(broke_off)?;
+        if let Some(code) = code_of_headers(response.headers()) {
             // Nothing follows such a head: it is an error.
-            return None;
+            return Err(Answer::of_code(code));
+        }
+        if response.status() != StatusCode::OK {
+            return Err(Answer::of_code(code_of_status(response.status())));
         }
         let mut body = response.into_body();
         let mut answer = Vec::new();
         while let Some(bytes) = body.data().await {
-            let bytes = bytes.ok()?;
+            let bytes = bytes.map_err(broke_off)?;
             let _ = body.flow_control().release_capacity(bytes.len());
             if answer.len() + bytes.len() > ANSWER_BYTES_MAX {
-                return None;
+                return Err(Answer::Mute);
             }
             answer.extend_from_slice(&bytes);
         }
-        let code = code_of_headers(&body.trailers().await.ok()??);
-        // The length in the prefix is that of all the rest: one message.
-        let (prefix, message) = answer.split_at_checked(PREFIX_BYTES)?;
-        let length = u32::try_from(message.len()).ok()?.to_be_bytes();
-        let is_one = prefix.split_first() == Some((&0, &length));
-        ProbeResponse::decode(message).ok().filter(|_| is_one && code == Some(Code::Ok))
+        match body.trailers().await.map_err(broke_off)?.as_ref().and_then(code_of_headers) {
+            Some(Code::Ok) => read(&answer).ok_or(Answer::Mute),
+            Some(code) => Err(Answer::of_code(code)),
+            None => Err(Answer::Mute),
+        }
     }
 
     fn head(&self) -> Request<()> {
@@ -160,6 +210,15 @@ impl Probe {
         headers.insert(header::USER_AGENT, HeaderValue::from_static(SDK));
         head
     }
+}
+
+/// The one message in these bytes.
+fn read(answer: &[u8]) -> Option<ProbeResponse> {
+    let (prefix, message) = answer.split_at_checked(PREFIX_BYTES)?;
+    // The length in the prefix is that of all the rest.
+    let length = u32::try_from(message.len()).ok()?.to_be_bytes();
+    let is_one = prefix.split_first() == Some((&0, &length));
+    ProbeResponse::decode(message).ok().filter(|_| is_one)
 }
 
 #[cfg(test)]
@@ -186,5 +245,24 @@ mod tests {
         probed.mute(MUTE_US + 5);
         probed.forget();
         assert!(probed.begin(MUTE_US + 6));
+    }
+
+    #[test]
+    fn one_that_sheds_a_probe_is_asked_again_soon_and_later_each_time() {
+        let probed = Probed::default();
+        let mut now_us = 7;
+        for pause_s in [1, 2, 4, 8, 16, 32, 60, 60] {
+            // Three that were under way together.
+            (0..3).for_each(|n| probed.learn(Answer::of_code(Code::Unavailable), now_us + n));
+            assert!(!probed.is_mute(now_us), "it may well know probes");
+            now_us += pause_s * 1_000_000;
+            assert!(!probed.begin(now_us - 1) && probed.begin(now_us), "{pause_s}");
+            probed.end();
+        }
+        probed.learn(Answer::Rif(3), now_us);
+        probed.learn(Answer::of_code(Code::ResourceExhausted), now_us);
+        assert!(probed.begin(now_us + BUSY_US_MIN), "what was answered ends the row");
+        probed.learn(Answer::of_code(Code::Unimplemented), now_us);
+        assert!(probed.is_mute(now_us + MUTE_US - 1));
     }
 }

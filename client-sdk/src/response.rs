@@ -38,7 +38,7 @@ pub(crate) fn check(response: &Response<h2::RecvStream>, address: &str, number: 
          here and the endpoint breaks it",
         response.status().as_u16()
     );
-    Err(why::status(code_of(response.status()), message, Some(address), What::NotGrpc, number))
+    Err(why::status(code_of_status(response.status()), message, Some(address), What::NotGrpc, number))
 }
 
 fn no_status(address: &str, number: u32) -> Status {
@@ -50,7 +50,7 @@ fn no_status(address: &str, number: u32) -> Status {
 }
 
 /// The code gRPC gives to an HTTP status that came in place of its own.
-fn code_of(status: StatusCode) -> Code {
+pub(crate) fn code_of_status(status: StatusCode) -> Code {
     match status.as_u16() {
         400 => Code::Internal,
         401 => Code::Unauthenticated,

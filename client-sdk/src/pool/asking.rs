@@ -111,10 +111,11 @@ impl Pool {
     /// Draws conclusions from what came of a probe: whether asking pays.
     fn learn(&self, endpoint: &Endpoint, answer: Answer, sent_us: u64) {
         let now_us = self.now_us();
+        endpoint.probed.learn(answer, now_us);
         match answer {
             Answer::Rif(_) | Answer::Unwilling => self.probing.answered(now_us.saturating_sub(sent_us)),
+            Answer::Busy => {}
             Answer::Mute => {
-                endpoint.probed.mute(now_us);
                 let picker = self.picker.load();
                 let all = picker.candidates();
                 let mute = all.iter().filter(|candidate| candidate.item.probed.is_mute(now_us)).count();

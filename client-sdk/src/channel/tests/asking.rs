@@ -103,6 +103,27 @@ async fn backends_that_do_not_answer_probes_work_as_before() {
 }
 
 #[tokio::test]
+async fn backends_that_shed_probes_are_asked_again_soon() {
+    let (backends, channel, client) = of_two(true).await;
+    let pool = &channel.inner.pool;
+    backends.iter().for_each(|backend| backend.counts.sheds.store(true, SeqCst));
+    let before = probes(&backends);
+    for _ in 0..4 {
+        calls(&client, 20).await;
+    }
+    let shed = probes(&backends) - before;
+    assert!((1..=40).contains(&shed), "{shed}: left alone while they are busy");
+    assert!(pool.endpoints().iter().all(|endpoint| !endpoint.probed.is_mute(pool.now_us())));
+    backends.iter().for_each(|backend| backend.counts.sheds.store(false, SeqCst));
+    let before = probes(&backends);
+    for _ in 0..8 {
+        forgets().await;
+        calls(&client, 1).await;
+    }
+    assert!(pool.asks() && probes(&backends) > before, "none was written off for a minute");
+}
+
+#[tokio::test]
 async fn a_call_that_is_dropped_while_it_asks_leaves_nothing_behind() {
     let (backends, channel, client) = of_two(true).await;
     let pool = &channel.inner.pool;

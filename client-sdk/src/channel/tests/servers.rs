@@ -41,6 +41,8 @@ pub(super) struct Counts {
     /// Probes that arrived, and whether they are answered.
     pub(super) probes: AtomicUsize,
     pub(super) is_deaf: AtomicBool,
+    /// Whether probes are shed.
+    pub(super) sheds: AtomicBool,
 }
 
 /// Counts a call as open until dropped.
@@ -141,6 +143,9 @@ impl backend_server::Backend for Probes {
         self.0.probes.fetch_add(1, SeqCst);
         if self.0.is_deaf.load(SeqCst) {
             std::future::pending::<()>().await;
+        }
+        if self.0.sheds.load(SeqCst) {
+            return Err(Status::resource_exhausted("too much to do"));
         }
         Ok(Response::new(ProbeResponse { in_flight: self.1.in_flight(), ..Default::default() }))
     }
