@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use lookaside_sdk::picker::{Class, Fleet, Key, Keyed, Offer, Peer, Pick, Picker, Policy, Rings, Rng};
+use lookaside_sdk::picker::{Class, Fleet, Key, Keyed, Offer, Peer, Pick, Picker, Policy, Rings, Rng, Said};
 
 #[test]
 fn a_pick_and_the_end_of_its_call_allocate_nothing() {
@@ -56,7 +56,8 @@ fn a_pick_between_two_that_are_asked_allocates_nothing() {
                 Pick::Sure(chosen) => chosen,
                 Pick::Ask([a, b]) => {
                     asked += 1;
-                    let said = [(&*a.peer, Some(7)), (&*b.peer, Some(9).filter(|_| asked % 3 > 0))];
+                    let second = if asked % 3 > 0 { Said::Rif(9) } else { Said::Nothing };
+                    let said = [(&*a.peer, Said::Rif(7)), (&*b.peer, second)];
                     picker.settle(said, now_us + 300, &mut rng, &[3]).unwrap()
                 }
             };

@@ -11,7 +11,7 @@ use crate::{
     endpoint::{Endpoint, Seat},
     orca,
     outcome::Class,
-    picker::Suspicion,
+    picker::{Said, Suspicion},
     pool::Pool,
     replay::{Pump, Replay},
 };
@@ -88,7 +88,7 @@ impl Attempt {
     /// The endpoint told of so many requests in flight, at this time.
     pub(crate) fn told(&self, rif: u32, told_us: u64) {
         self.pool.probing.told();
-        self.pool.picker().heard(&self.endpoint.peer, rif, told_us);
+        self.pool.picker().heard(&self.endpoint.peer, Said::Rif(rif), told_us, self.pool.now_us());
     }
 
     pub(crate) fn replay(&self) -> &Replay {

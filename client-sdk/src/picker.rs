@@ -28,7 +28,7 @@ mod tokens;
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-pub use ask::{Pick, WANDER_PICKS};
+pub use ask::{Pick, Said, WANDER_PICKS};
 pub use breaker::{FAILURES_IN_A_ROW, PAUSE_US_MAX, PAUSE_US_MIN};
 pub use budget::{EARNING_US, HEDGES_SAVED_MAX, PERCENT_MAX, RETRY_TOKENS_MIN, RetryBudget, ShareBudget};
 pub use fleet::Fleet;
@@ -278,7 +278,7 @@ impl<T> Picker<T> {
         peer.finish();
         self.fleet.lane().finish();
         match class {
-            Class::Ok => rif.into_iter().for_each(|rif| self.heard(peer, rif, now_us)),
+            Class::Ok => rif.into_iter().for_each(|rif| self.heard(peer, Said::Rif(rif), now_us, now_us)),
             // Whoever fails, or refuses its callers at once, is idle: what it says of its load would bring it the next call.
             Class::Caller | Class::Cancelled | Class::Overload | Class::Endpoint | Class::Deadline => {}
         }

@@ -20,6 +20,26 @@ pub enum Pick<'a, T> {
     Ask([&'a Candidate<T>; 2]),
 }
 
+/// What came of asking an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// So many requests are in flight there.
+    Rif(u32),
+    /// It wants no call: it leaves, or has too much to do.
+    Unwilling,
+    /// Nothing, in time.
+    Nothing,
+}
+
+impl Said {
+    fn rif(self) -> Option<u32> {
+        match self {
+            Self::Rif(rif) => Some(rif),
+            Self::Unwilling | Self::Nothing => None,
+        }
+    }
+}
+
 impl<T> Picker<T> {
     /// As [`Picker::pick_for`], but where nothing fresh is known it may name two endpoints to be asked. Only where endpoints can
     /// be asked ([`super::Fleet::set_asks`]).
@@ -34,26 +54,25 @@ impl<T> Picker<T> {
         None
     }
 
-    /// Chooses between two that were asked, by what they said: `None` is no answer in time. Counts the call as in flight there.
+    /// Chooses between two that were asked, by what they said. Counts the call as in flight there.
     pub fn settle(
         &self,
-        asked: [(&Peer, Option<u32>); 2],
+        asked: [(&Peer, Said); 2],
         now_us: u64,
         rng: &mut Rng,
         tried: &[u64],
     ) -> Option<&Candidate<T>> {
         // What they are may have changed while they were asked: only those that this picker knows are chosen.
-        let [a, b] = asked.map(|(peer, rif)| Some((self.find(Mark::of(peer.id()))?, rif)));
-        for (candidate, rif) in [a, b].into_iter().flatten() {
-            if let Some(rif) = rif {
-                self.heard(&candidate.peer, rif, now_us);
-            }
+        let known = asked.map(|(peer, said)| Some((self.find(Mark::of(peer.id()))?, said)));
+        for (candidate, said) in known.into_iter().flatten() {
+            self.heard(&candidate.peer, said, now_us, now_us);
         }
         let lane = self.fleet.lane();
         let speaks = |candidate: &Candidate<T>| self.is_credible(candidate, lane, now_us, tried);
-        let chosen = match (a, b) {
-            (Some((a, said_a)), Some((b, said_b))) => {
-                match (said_a.filter(|_| speaks(a)), said_b.filter(|_| speaks(b))) {
+        // Who wants no call is worse than who said nothing.
+        let chosen = match known.map(|known| known.filter(|(_, said)| *said != Said::Unwilling)) {
+            [Some((a, said_a)), Some((b, said_b))] => {
+                match (said_a.rif().filter(|_| speaks(a)), said_b.rif().filter(|_| speaks(b))) {
                     (Some(rif_a), Some(rif_b)) if is_below(load_with(rif_b.into()), b, load_with(rif_a.into()), a) => {
                         Some(b)
                     }
@@ -65,8 +84,8 @@ impl<T> Picker<T> {
                     }
                 }
             }
-            (Some((only, _)), None) | (None, Some((only, _))) => Some(only),
-            (None, None) => None,
+            [Some((only, _)), None] | [None, Some((only, _))] => Some(only),
+            [None, None] => None,
         };
         let chosen = chosen.filter(|chosen| !tried.contains(&chosen.peer.id()));
         match chosen.filter(|chosen| self.begin(chosen)) {
@@ -80,13 +99,23 @@ impl<T> Picker<T> {
         }
     }
 
-    /// An endpoint told how many requests it has in flight. Banked, for one call.
-    pub fn heard(&self, peer: &Peer, rif: u32, now_us: u64) {
-        let mark = Mark::of(peer.id());
+    /// An endpoint said this then, as is heard now. Requests in flight are banked, for one call; what was said too long ago, such as
+    /// in the head of a stream that goes on slowly, tells of another time.
+    pub fn heard(&self, peer: &Peer, said: Said, said_us: u64, now_us: u64) {
+        let (mark, said_us) = (Mark::of(peer.id()), said_us.min(now_us));
         let Some(candidate) = self.find(mark) else { return };
-        self.fleet.learn_rif(u64::from(rif) * 1_000_000 / u64::from(candidate.capacity_milli));
-        candidate.peer.tell(rif, now_us);
-        self.fleet.lane().bank(mark, rif.into(), now_us);
+        if now_us - said_us > self.fleet.token_age_us() {
+            return;
+        }
+        match said {
+            Said::Rif(rif) => {
+                self.fleet.learn_rif(u64::from(rif) * 1_000_000 / u64::from(candidate.capacity_milli));
+                candidate.peer.tell(Some(rif), said_us, now_us);
+                self.fleet.lane().bank(mark, rif.into(), said_us, now_us);
+            }
+            Said::Unwilling => candidate.peer.tell(None, said_us, now_us),
+            Said::Nothing => {}
+        }
     }
 
     /// Now and then, after a pick, an endpoint to be asked on the side; what it says goes to [`Picker::heard`].

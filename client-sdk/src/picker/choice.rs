@@ -263,12 +263,13 @@ impl<T> Picker<T> {
             && !self.is_late(&candidate.peer, now_us)
     }
 
-    /// Whether what an endpoint says of its own load may bring it a call at all: its calls do not fail, and it is not ahead of
-    /// twice its share already.
+    /// Whether what an endpoint says of its own load may bring it a call at all: its calls do not fail, it did not
+    /// say that it wants none, and it is not ahead of twice its share already.
     pub(super) fn is_credible(&self, candidate: &Candidate<T>, lane: &Lane, now_us: u64, tried: &[u64]) -> bool {
         let peer = &candidate.peer;
         self.standing(candidate, now_us, tried) == Standing::Fit
             && peer.is_believed(now_us)
+            && !peer.is_unwilling(now_us, self.fleet.token_age_us())
             && peer.ahead(lane.number(), lane.picks(), candidate.interval)
                 < candidate.interval.saturating_mul(WORDS_AHEAD)
     }

@@ -37,7 +37,8 @@ pub struct Peer {
     /// Of the last answers, which came far too late for what it says of its load, and when most of them did; 0 for never.
     far: AtomicU32,
     disproved_us: AtomicU64,
-    /// Requests in flight as it told last (low 16 bits), and when (the rest, microseconds); 0 for never.
+    /// Requests in flight as it told last (low 16 bits; all set, that it wants no more), and when (the rest, microseconds); 0 for
+    /// never.
     told: AtomicU64,
     fresh: AtomicBool,
     suspected: AtomicBool,
@@ -182,12 +183,22 @@ impl Peer {
             && (self.disproved_us.load(Relaxed) == 0 || is_over(&self.disproved_us))
     }
 
-    /// It told how many requests it has in flight.
-    pub(super) fn tell(&self, rif: u32, now_us: u64) {
-        self.told.store((now_us << COUNT_BITS) | u64::from(rif).min(COUNT_MASK), Relaxed);
+    /// It told then, as is heard now, how many requests it has in flight; `None` is that it wants no more.
+    pub(super) fn tell(&self, rif: Option<u32>, said_us: u64, now_us: u64) {
+        let held_us = self.told.load(Relaxed) >> COUNT_BITS;
+        // What was said before that is no news; but the clock may have been set back.
+        if said_us >= held_us || held_us > now_us {
+            let told = rif.map_or(COUNT_MASK, |rif| u64::from(rif).min(COUNT_MASK - 1));
+            self.told.store((said_us << COUNT_BITS) | told, Relaxed);
+        }
     }
 
-    /// What it told last, if that is no older than so many microseconds.
+    /// Whether it told last that it wants no more, no longer than so many microseconds ago.
+    pub(super) fn is_unwilling(&self, now_us: u64, age_us_max: u64) -> bool {
+        self.told(now_us, age_us_max) == Some(COUNT_MASK)
+    }
+
+    /// The requests in flight that it told of last, more than there can be if it wants none, if that is no older than so many microseconds.
     pub(super) fn told(&self, now_us: u64, age_us_max: u64) -> Option<u64> {
         let word = self.told.load(Relaxed);
         (word != 0 && now_us.saturating_sub(word >> COUNT_BITS) <= age_us_max).then_some(word & COUNT_MASK)

@@ -508,7 +508,7 @@ fn told(capacities: &[u32], words: &[(usize, u32)]) -> World {
     });
     world.picker = Picker::new(Policy::LeastLoad, world.fleet.clone(), offers);
     for (at, rif) in words {
-        world.picker.heard(&world.peers[*at], *rif, world.now_us);
+        world.picker.heard(&world.peers[*at], Said::Rif(*rif), world.now_us, world.now_us);
     }
     world
 }
@@ -553,14 +553,15 @@ fn an_idle_endpoint_is_found_though_all_that_was_heard_is_of_the_loaded_one() {
             let picked = match picker.pick_or_ask(None, world.now_us, &mut world.rng, &[]).expect("an endpoint") {
                 Pick::Sure(chosen) => chosen,
                 Pick::Ask(pair) => {
-                    let asked = pair.map(|c| (&*c.peer, Some(if c.item == 0 { 20 } else { 0 })));
+                    let asked = pair.map(|c| (&*c.peer, Said::Rif(if c.item == 0 { 20 } else { 0 })));
                     picker.settle(asked, world.now_us, &mut world.rng, &[]).expect("one of them")
                 }
             };
             let at = picked.item;
             world.picks[at] += 1;
             if let Some(aside) = picker.wander(&mut world.rng) {
-                picker.heard(&aside.peer, if aside.item == 0 { 20 } else { 0 }, world.now_us);
+                let rif = if aside.item == 0 { 20 } else { 0 };
+                picker.heard(&aside.peer, Said::Rif(rif), world.now_us, world.now_us);
             }
             world.peers[at].sent(world.now_us);
             world.now_us += 10 * MS;
@@ -583,7 +584,7 @@ fn absurd_words_of_load_never_leave_a_call_without_an_endpoint() {
             let rif = absurd[rng.below(5) as usize];
             // Time jumps both ways.
             world.now_us = rng.next_u64() >> rng.below(40);
-            world.picker.heard(&world.peers[at], rif, world.now_us);
+            world.picker.heard(&world.peers[at], Said::Rif(rif), world.now_us, world.now_us);
             let _ =
                 world.picker.ended(&world.peers[at], Class::Ok, Some(rng.next_u64()), true, Some(rif), world.now_us);
         }
@@ -598,16 +599,69 @@ fn two_are_asked_when_nothing_is_known_and_the_call_goes_to_the_one_with_less() 
     // An idle fleet is not asked.
     assert!(matches!(world.picker.pick_or_ask(None, 1, &mut rng, &[]), Some(Pick::Sure(_))));
     for peer in &world.peers {
-        world.picker.heard(peer, 6, 1);
+        world.picker.heard(peer, Said::Rif(6), 1, 1);
     }
     let later_us = 2_000_000;
     let Some(Pick::Ask([a, b])) = world.picker.pick_or_ask(None, later_us, &mut rng, &[]) else { panic!("asks") };
-    let chosen = world.picker.settle([(&a.peer, Some(4)), (&b.peer, Some(3))], later_us, &mut rng, &[]).expect("one");
+    let chosen =
+        world.picker.settle([(&a.peer, Said::Rif(4)), (&b.peer, Said::Rif(3))], later_us, &mut rng, &[]).expect("one");
     assert_eq!((chosen.item, chosen.peer.in_flight()), (b.item, 1));
     // What the other said is known from now on; what the chosen one said is used.
     assert_eq!(world.picker.pick_for(None, later_us, &mut rng, &[]).map(|c| c.item), Some(a.item));
     let Some(Pick::Ask([a, b])) = world.picker.pick_or_ask(None, later_us, &mut rng, &[]) else { panic!("asks") };
-    assert!(world.picker.settle([(&a.peer, None), (&b.peer, None)], later_us, &mut rng, &[]).is_some());
+    assert!(
+        world.picker.settle([(&a.peer, Said::Nothing), (&b.peer, Said::Nothing)], later_us, &mut rng, &[]).is_some()
+    );
+}
+
+#[test]
+fn who_wants_no_call_is_worse_than_who_says_nothing() {
+    for seed in 0..20 {
+        let mut world = told(&[1_000; 6], &[(0, 6), (1, 6), (2, 6), (3, 6), (4, 6), (5, 6)]);
+        let mut rng = Rng::from_seed(seed);
+        world.now_us = 2_000_000;
+        let settle = |world: &World, said: [Said; 2], rng: &mut Rng| {
+            let asked = [(&*world.peers[0], said[0]), (&*world.peers[1], said[1])];
+            world.picker.settle(asked, world.now_us, rng, &[]).expect("one").item
+        };
+        // A call of its own makes the silent one look busier.
+        assert!(world.peers[1].begin_below(u32::MAX));
+        assert_eq!(settle(&world, [Said::Unwilling, Said::Nothing], &mut rng), 1);
+        assert_eq!(settle(&world, [Said::Nothing, Said::Unwilling], &mut rng), 0);
+        let somebody = settle(&world, [Said::Unwilling, Said::Unwilling], &mut rng);
+        assert!(somebody > 1, "neither, while there are others: {somebody}");
+        // What it told before counts no more, until it tells something else.
+        world.now_us += MS;
+        world.picker.heard(&world.peers[3], Said::Rif(0), world.now_us, world.now_us);
+        world.picker.heard(&world.peers[3], Said::Unwilling, world.now_us, world.now_us);
+        assert_ne!(world.pick(), 3);
+        world.picker.heard(&world.peers[3], Said::Rif(0), world.now_us, world.now_us);
+        assert_eq!(world.pick(), 3);
+    }
+}
+
+#[test]
+fn a_word_counts_from_when_it_was_said() {
+    let (said_us, round_us) = (1_000, 64 << 24);
+    for now_us in [said_us + 6 * MS, said_us + 60_000 * MS, said_us + round_us] {
+        let world = told(&[1_000; 3], &[]);
+        for _ in 0..64 {
+            world.picker.heard(&world.peers[0], Said::Rif(9), now_us, now_us);
+        }
+        let expected = world.fleet.rif_milli_mean();
+        // The head of a stream whose second message came as late as this.
+        world.picker.heard(&world.peers[1], Said::Rif(0), said_us, now_us);
+        assert_eq!((world.peers[1].told(now_us, u64::MAX), world.fleet.rif_milli_mean()), (None, expected));
+        assert!(world.fleet.lane().tokens(now_us, u64::MAX).all(|token| token.mark == Mark::of(0)), "{now_us}");
+    }
+    // One that is not so late counts, but says nothing against a newer one.
+    let world = told(&[1_000; 3], &[]);
+    world.picker.heard(&world.peers[1], Said::Rif(5), 5 * MS, 5 * MS);
+    world.picker.heard(&world.peers[1], Said::Rif(0), 2 * MS, 6 * MS);
+    assert_eq!(world.peers[1].told(6 * MS, MS), Some(5));
+    let ages: Vec<u64> =
+        world.fleet.lane().tokens(6 * MS, u64::MAX).map(|token| (token.age_us + MS / 2) / MS).collect();
+    assert_eq!((ages.len(), ages.iter().max()), (2, Some(&4)));
 }
 
 #[test]

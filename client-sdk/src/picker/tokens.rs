@@ -21,7 +21,7 @@ pub const LANES_MAX: usize = 16;
 /// A pick in the count of picks: fractions of one matter where endpoints are few.
 pub(super) const PICK: u32 = 64;
 
-/// A token is one word: whose (26 bits), requests in flight (14), when it was banked (24 bits of 64 us). 0 is no token.
+/// A token is one word: whose (26 bits), requests in flight (14), when it was said (24 bits of 64 us). 0 is no token.
 const STAMP_BITS: u32 = 24;
 const STAMP_MASK: u64 = (1 << STAMP_BITS) - 1;
 const STAMP_UNIT_BITS: u32 = 6;
@@ -51,7 +51,7 @@ pub(super) struct Token {
     pub(super) mark: Mark,
     /// Requests in flight there, with those that this lane has sent since.
     pub(super) rif: u64,
-    /// Time since it was banked, microseconds.
+    /// Time since it was said, microseconds.
     pub(super) age_us: u64,
     place: usize,
     word: u64,
@@ -103,15 +103,18 @@ impl Lane {
         self.in_flight.load(Relaxed)
     }
 
-    /// Banks what was heard. Takes an empty place, or that of the oldest.
-    pub(super) fn bank(&self, mark: Mark, rif: u64, now_us: u64) {
-        let now = stamp(now_us);
-        let word = (mark.0 << (RIF_BITS + STAMP_BITS)) | (rif.min(RIF_MAX) << STAMP_BITS) | now;
-        let age = |place: &&AtomicU64| match place.load(Relaxed) {
+    /// Banks what was said then and is heard now. Takes an empty place, or that of the oldest, unless that is newer.
+    pub(super) fn bank(&self, mark: Mark, rif: u64, said_us: u64, now_us: u64) {
+        let (said, now) = (stamp(said_us), stamp(now_us));
+        let word = (mark.0 << (RIF_BITS + STAMP_BITS)) | (rif.min(RIF_MAX) << STAMP_BITS) | said;
+        let age = |place: &AtomicU64| match place.load(Relaxed) {
             0 => u64::MAX,
             held => now.wrapping_sub(held) & STAMP_MASK,
         };
-        if let Some(place) = self.tokens.iter().max_by_key(age) {
+        let oldest = self.tokens.iter().map(|place| (age(place), place)).max_by_key(|(age, _)| *age);
+        if let Some((age, place)) = oldest
+            && age >= now.wrapping_sub(said) & STAMP_MASK
+        {
             place.store(word, Relaxed);
         }
     }
@@ -192,7 +195,7 @@ mod tests {
     #[test]
     fn a_token_is_spent_once() {
         let lane = Lane::new(1, 0);
-        lane.bank(Mark::of(7), 3, 1_000);
+        lane.bank(Mark::of(7), 3, 1_000, 1_000);
         let token = lane.tokens(1_000, AGE).next().unwrap();
         assert_eq!((token.mark, token.rif), (Mark::of(7), 3));
         assert!(lane.spend(token));
@@ -204,22 +207,36 @@ mod tests {
     fn the_oldest_makes_room_and_old_ones_do_not_count() {
         let lane = Lane::new(1, 0);
         for n in 0..=TOKENS_MAX as u64 {
-            lane.bank(Mark::of(n), n, 1_000 * (n + 1));
+            lane.bank(Mark::of(n), n, 1_000 * (n + 1), 1_000 * (n + 1));
         }
         let marks: Vec<u64> = held(&lane, 17_000).into_iter().map(|(_, rif)| rif).collect();
         assert_eq!((marks.len(), marks.contains(&0)), (TOKENS_MAX, false));
         assert_eq!(held(&lane, 17_000 + AGE), [(Mark::of(16).bits(), 16)]);
         // The stamp wraps after some 18 minutes.
         let late_us = (STAMP_MASK << STAMP_UNIT_BITS) - 1_000;
-        lane.bank(Mark::of(99), 1, late_us);
+        lane.bank(Mark::of(99), 1, late_us, late_us);
         assert!(held(&lane, late_us + 2_000).contains(&(Mark::of(99).bits(), 1)));
+    }
+
+    #[test]
+    fn what_was_said_long_ago_takes_no_place_of_what_is_newer() {
+        let lane = Lane::new(1, 0);
+        for n in 0..TOKENS_MAX as u64 {
+            lane.bank(Mark::of(n), 1, 10_000 + 1_000 * n, 10_000 + 1_000 * n);
+        }
+        let before = held(&lane, 30_000);
+        lane.bank(Mark::of(99), 0, 9_000, 30_000);
+        assert_eq!(held(&lane, 30_000), before);
+        lane.bank(Mark::of(99), 0, 11_000, 30_000);
+        assert!(held(&lane, 30_000).contains(&(Mark::of(99).bits(), 0)));
+        assert!(!held(&lane, 30_000).contains(&(Mark::of(0).bits(), 1)), "the oldest went");
     }
 
     #[test]
     fn what_is_sent_since_counts() {
         let lane = Lane::new(1, 0);
-        lane.bank(Mark::of(1), 2, 0);
-        lane.bank(Mark::of(2), u64::MAX, 0);
+        lane.bank(Mark::of(1), 2, 0, 0);
+        lane.bank(Mark::of(2), u64::MAX, 0, 0);
         lane.sent(Mark::of(1));
         lane.sent(Mark::of(2));
         assert_eq!(held(&lane, 0), [(Mark::of(1).bits(), 3), (Mark::of(2).bits(), RIF_MAX)]);

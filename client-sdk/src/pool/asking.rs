@@ -12,7 +12,7 @@ use tokio::{
 use super::{EndpointPicker, NoPick, Pool};
 use crate::{
     endpoint::Endpoint,
-    picker::{Candidate, Pick, Probing, Rng},
+    picker::{Candidate, Pick, Probing, Rng, Said},
     probe::{Answer, Probe},
 };
 
@@ -50,11 +50,13 @@ impl Pool {
 
     /// What both say of their load, as far as they do in time. Either both are asked or none is: of one that can be asked and one
     /// that cannot the first would get every call.
-    async fn ask(&self, pair: [&Candidate<Arc<Endpoint>>; 2]) -> [Option<u32>; 2] {
+    async fn ask(&self, pair: [&Candidate<Arc<Endpoint>>; 2]) -> [Said; 2] {
         let now_us = self.now_us();
-        let [Some(a), Some(b)] = pair.map(|candidate| Probe::of(&candidate.item, now_us)) else { return [None; 2] };
+        let [Some(a), Some(b)] = pair.map(|candidate| Probe::of(&candidate.item, now_us)) else {
+            return [Said::Nothing; 2];
+        };
         if !self.probing.budget.spend(2) {
-            return [None; 2];
+            return [Said::Nothing; 2];
         }
         let patience = Duration::from_micros(Probing::patience_us(self.fleet.answer_us_mean()));
         let until = Instant::now() + patience;
@@ -63,9 +65,9 @@ impl Pool {
             self.send(candidate.item.clone(), probe, Some(tell));
             told
         });
-        let mut said = [None; 2];
+        let mut said = [Said::Nothing; 2];
         for (said, answer) in said.iter_mut().zip(answers) {
-            *said = timeout_at(until, answer).await.ok().and_then(Result::ok);
+            *said = timeout_at(until, answer).await.ok().and_then(Result::ok).unwrap_or(Said::Nothing);
         }
         said
     }
@@ -91,7 +93,7 @@ impl Pool {
 
     /// Sends a probe. What is answered goes to whoever waits for it; if nobody does any more, or it was sent on the side, to the
     /// picker.
-    fn send(&self, endpoint: Arc<Endpoint>, probe: Probe, tell: Option<oneshot::Sender<u32>>) {
+    fn send(&self, endpoint: Arc<Endpoint>, probe: Probe, tell: Option<oneshot::Sender<Said>>) {
         let (pool, sent_us) = (self.me.clone(), self.now_us());
         tokio::spawn(async move {
             let answer = probe.ask().await;
@@ -100,10 +102,15 @@ impl Pool {
             if tell.is_none() {
                 pool.probing.end_aside();
             }
-            if let Answer::Rif(rif) = answer
-                && tell.is_none_or(|tell| tell.send(rif).is_err())
-            {
-                pool.picker.load().heard(&endpoint.peer, rif, pool.now_us());
+            let said = match answer {
+                Answer::Rif(rif) => Said::Rif(rif),
+                Answer::Unwilling => Said::Unwilling,
+                Answer::Busy | Answer::Mute => Said::Nothing,
+            };
+            if tell.is_none_or(|tell| tell.send(said).is_err()) {
+                // Said somewhere between the question and now: perhaps half-way.
+                let now_us = pool.now_us();
+                pool.picker.load().heard(&endpoint.peer, said, sent_us.midpoint(now_us), now_us);
             }
         });
     }

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use lookaside_core::config::CallConfig;
-use lookaside_sdk::picker::{Candidate, Class, Fleet, Offer, Peer, Pick, Picker, Policy, RetryBudget, Rng, Suspicion};
+use lookaside_sdk::picker::{
+    Candidate, Class, Fleet, Offer, Peer, Pick, Picker, Policy, RetryBudget, Rng, Said, Suspicion,
+};
 
 use super::{Answer, Choice, Dispatcher, End, Listed};
 use crate::world::World;
@@ -115,7 +117,8 @@ impl Dispatcher for Lookaside {
 
     fn settle(&mut self, asked: [(u32, Option<Answer>); 2], now_us: u64, rng: &mut Rng, tried: &[u32]) -> Option<u32> {
         self.note_tried(tried, now_us);
-        let peers = asked.map(|(endpoint, answer)| (self.peer(endpoint, now_us), answer.map(|answer| answer.rif)));
+        let said = |answer: Option<Answer>| answer.map_or(Said::Nothing, |answer| Said::Rif(answer.rif));
+        let peers = asked.map(|(endpoint, answer)| (self.peer(endpoint, now_us), said(answer)));
         let [(Some(first), said_first), (Some(second), said_second)] = peers else {
             // One of them has left the list meanwhile.
             return self.picker.pick_for(None, now_us, rng, &self.tried).map(|chosen| sent(chosen, now_us));
@@ -130,7 +133,7 @@ impl Dispatcher for Lookaside {
 
     fn probe_answered(&mut self, endpoint: u32, answer: Answer, now_us: u64) {
         if let Some(peer) = self.peer(endpoint, now_us) {
-            self.picker.heard(&peer, answer.rif, now_us);
+            self.picker.heard(&peer, Said::Rif(answer.rif), now_us, now_us);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lookaside_sdk::picker::{Class, Fleet, Key, Keyed, Offer, Peer, Pick, Picker, Policy, Rings, Rng};
+use lookaside_sdk::picker::{Class, Fleet, Key, Keyed, Offer, Peer, Pick, Picker, Policy, Rings, Rng, Said};
 
 const ENDPOINTS_MAX: u64 = 12;
 const CALLS_MAX: usize = 256;
@@ -72,9 +72,11 @@ impl Story {
             80..=129 => self.ask(bytes),
             130..=199 => self.end(bytes),
             200..=219 => {
-                let told = u32::try_from(bytes.number()?).unwrap_or(u32::MAX);
+                let told = bytes.number()?;
                 if let Some(peer) = self.peer(bytes) {
-                    self.picker.heard(&peer, told, self.now_us);
+                    // Now, a while ago, or in times to come.
+                    let said_us = [self.now_us, self.now_us.saturating_sub(told), self.now_us.saturating_add(told)];
+                    self.picker.heard(&peer, said(told), said_us[(told % 3) as usize], self.now_us);
                 }
                 Some(())
             }
@@ -217,11 +219,7 @@ impl Story {
             Some(Pick::Sure(chosen)) => Some(chosen.peer.clone()),
             Some(Pick::Ask([a, b])) => {
                 assert!(a.peer.id() != b.peer.id(), "one is asked twice");
-                let mut said = || {
-                    let said = bytes.number()?;
-                    Some(u32::try_from(said).ok().filter(|said| said % 7 != 3))
-                };
-                let asked = [(&*a.peer, said()?), (&*b.peer, said()?)];
+                let asked = [(&*a.peer, said(bytes.number()?)), (&*b.peer, said(bytes.number()?))];
                 // It takes a moment.
                 self.now_us = (self.now_us + 500) & TIME_MASK;
                 self.picker.settle(asked, self.now_us, &mut self.rng, &tried).map(|chosen| chosen.peer.clone())
@@ -246,5 +244,14 @@ impl Story {
             self.picker.ended(&peer, class, sent_us, flags & 4 == 0, rif, self.now_us);
         }
         Some(())
+    }
+}
+
+/// What an endpoint may say when it is asked.
+fn said(number: u64) -> Said {
+    match u32::try_from(number) {
+        Ok(rif) if rif % 7 != 3 => Said::Rif(rif),
+        Ok(rif) if rif % 2 == 0 => Said::Unwilling,
+        Ok(_) | Err(_) => Said::Nothing,
     }
 }
