@@ -143,15 +143,25 @@ impl<T> Picker<T> {
             return Some(Choice::One(first));
         }
         let expected = self.rif_expected(first);
-        let told = self.lightest_told(lane, now_us, tried);
-        if let Some((told, token)) = told
-            && is_below(self.load_told(&token), told, self.load_bearable(expected), first)
+        // Whether what a token tells is taken, rather than the one drawn.
+        let bearable = self.load_bearable(expected);
+        let is_good = |told, token: &Token| is_below(self.load_told(token), told, bearable, first);
+        if let Some((told, token)) = self.lightest_told(lane, lane, now_us, tried)
+            && is_good(told, &token)
             && !(self.is_unheard(first, now_us) && rng.below(UNHEARD_PICKS) == 0)
             && lane.spend(token)
         {
             return Some(Choice::One(told));
         }
         if expected > 0 && may_ask && self.fleet.asks() {
+            // What another thread heard is cheaper than a question: the last one that heard anything is looked at, and no other.
+            if let Some(beside) = self.fleet.lane_beside(lane)
+                && let Some((told, token)) = self.lightest_told(beside, lane, now_us, tried)
+                && is_good(told, &token)
+                && beside.spend(token)
+            {
+                return Some(Choice::One(told));
+            }
             let second = self.second_drawn(first, rng).filter(|c| self.standing(c, now_us, tried) == Standing::Fit);
             // To ask is of no use where nobody would be believed.
             let is_credible = |c| self.is_credible(c, lane, now_us, tried);
@@ -227,12 +237,13 @@ impl<T> Picker<T> {
         load_with(expected).saturating_add(CALL / 2).saturating_add(patience)
     }
 
-    /// The endpoint of which a token tells the least load, among those that may speak for themselves.
-    fn lightest_told(&self, lane: &Lane, now_us: u64, tried: &[u64]) -> Option<(&Candidate<T>, Token)> {
+    /// The endpoint of which a token of this lane tells the least load, among those that may speak for themselves to the other,
+    /// the caller's.
+    fn lightest_told(&self, of: &Lane, lane: &Lane, now_us: u64, tried: &[u64]) -> Option<(&Candidate<T>, Token)> {
         let may_speak = |told: &Candidate<T>| self.may_speak_for_itself(told, lane, now_us, tried);
         // Mostly the lightest of all may: only if not, the others are looked at as closely.
-        let lightest = self.lightest_of(lane, now_us, |_| true)?;
-        if may_speak(lightest.0) { Some(lightest) } else { self.lightest_of(lane, now_us, may_speak) }
+        let lightest = self.lightest_of(of, now_us, |_| true)?;
+        if may_speak(lightest.0) { Some(lightest) } else { self.lightest_of(of, now_us, may_speak) }
     }
 
     /// The endpoint of which a token tells the least load, among these.

@@ -143,6 +143,12 @@ impl Fleet {
         }
     }
 
+    /// Of the other lanes the one that heard something last.
+    pub(super) fn lane_beside(&self, own: &Lane) -> Option<&Lane> {
+        let others = self.lanes.iter().filter(|lane| lane.number() != own.number());
+        others.max_by_key(|lane| lane.heard_us()).filter(|lane| lane.heard_us() > 0)
+    }
+
     pub(super) fn raise_alarm(&self) {
         self.alarm.store(true, Relaxed);
     }

@@ -615,6 +615,36 @@ fn two_are_asked_when_nothing_is_known_and_the_call_goes_to_the_one_with_less() 
 }
 
 #[test]
+fn what_another_thread_heard_is_used_before_anybody_is_asked() {
+    let mut world = told(&[1_000; 4], &[]);
+    let fleet = Arc::new(Fleet::with_lanes(1, LANES_MAX));
+    fleet.set_asks(true);
+    world.picker = picker(Policy::LeastLoad, &fleet, &world.peers, &[100; 4]);
+    // A mean of six, of which nothing is fresh.
+    world.peers.iter().for_each(|peer| world.picker.heard(peer, Said::Rif(6), 1, 1));
+    let (own, now_us) = (fleet.lane().number(), 2_000_000);
+    let elsewhere = |peer: &Peer, rif| {
+        // Threads take lanes in turns: the first or the second has another one.
+        let is_other = || {
+            let is_other = fleet.lane().number() != own;
+            if is_other {
+                world.picker.heard(peer, Said::Rif(rif), now_us, now_us);
+            }
+            is_other
+        };
+        while !std::thread::scope(|scope| scope.spawn(is_other).join().expect("no panic")) {}
+    };
+    let mut rng = Rng::from_seed(1);
+    elsewhere(&world.peers[2], 1);
+    let picked = world.picker.pick_or_ask(None, now_us, &mut rng, &[]).expect("one");
+    assert!(matches!(&picked, Pick::Sure(chosen) if chosen.item == 2), "{picked:?}");
+    // Once only, and only if it is as good as what this thread would take of its own.
+    assert!(matches!(world.picker.pick_or_ask(None, now_us, &mut rng, &[]), Some(Pick::Ask(_))));
+    elsewhere(&world.peers[3], 20);
+    assert!(matches!(world.picker.pick_or_ask(None, now_us, &mut rng, &[]), Some(Pick::Ask(_))));
+}
+
+#[test]
 fn who_wants_no_call_is_worse_than_who_says_nothing() {
     for seed in 0..20 {
         let mut world = told(&[1_000; 6], &[(0, 6), (1, 6), (2, 6), (3, 6), (4, 6), (5, 6)]);

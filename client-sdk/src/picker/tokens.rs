@@ -68,6 +68,8 @@ pub(super) struct Lane {
     picks: AtomicU32,
     /// Calls begun less calls ended here; only the sum over lanes means anything.
     in_flight: AtomicU64,
+    /// When something was last heard here, microseconds; 0 for never.
+    heard_us: AtomicU64,
 }
 
 impl Lane {
@@ -79,6 +81,7 @@ impl Lane {
             tokens: [const { AtomicU64::new(0) }; TOKENS_MAX],
             picks: AtomicU32::new(0),
             in_flight: AtomicU64::new(0),
+            heard_us: AtomicU64::new(0),
         }
     }
 
@@ -116,7 +119,13 @@ impl Lane {
             && age >= now.wrapping_sub(said) & STAMP_MASK
         {
             place.store(word, Relaxed);
+            self.heard_us.store(now_us, Relaxed);
         }
+    }
+
+    /// When something was last heard here, microseconds; 0 for never.
+    pub(super) fn heard_us(&self) -> u64 {
+        self.heard_us.load(Relaxed)
     }
 
     /// Tokens no older than so many microseconds, in their places.
