@@ -145,6 +145,8 @@ pub struct Candidate<T> {
     offset: u64,
     /// Picks of which one is its due at twice its share.
     interval: u32,
+    /// How far ahead of that what it says of itself may bring it, in the same steps.
+    ahead_max: u32,
 }
 
 /// What makes an endpoint suspicious: worth a look by whoever can look closer.
@@ -164,12 +166,13 @@ impl<T> Picker<T> {
         usable.retain(|o| Some(o.priority) == best);
         let mut share_sum = 0;
         let mut candidates: Vec<Candidate<T>> = usable.into_iter().map(|o| Candidate::of(o, &mut share_sum)).collect();
+        let weight_max = candidates.iter().map(|c| c.weight).max().unwrap_or(1);
         for candidate in &mut candidates {
             candidate.interval = choice::interval(candidate.share, share_sum);
+            candidate.ahead_max = choice::ahead_max(candidate.interval, candidate.weight, weight_max);
         }
         let even = candidates.windows(2).all(|pair| pair[0].share == pair[1].share);
         let fresh = AtomicBool::new(candidates.iter().any(|c| c.peer.is_fresh()));
-        let weight_max = candidates.iter().map(|c| c.weight).max().unwrap_or(1);
         let places = choice::places(&candidates);
         Self {
             policy,

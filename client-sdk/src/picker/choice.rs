@@ -25,7 +25,8 @@ const PATIENCE: u64 = CALL * 5 / 16;
 /// Larger capacities are taken for this one: no sum of shares overflows.
 const CAPACITY_MILLI_MAX: u32 = 1_000_000;
 /// Calls that what an endpoint says of itself may bring it ahead of twice its share. Words come in runs: an end there pays for the
-/// next beginning there, about six times in a row in simulations.
+/// next beginning there, about six times in a row in simulations. One that starts slowly, or is tried out, may get fewer: in
+/// proportion to its weight, since 24 calls of each client are far more than it is meant to get in all that time.
 pub const WORDS_AHEAD: u32 = 24;
 /// A share that comes up less often than this is taken for this one: the due of a run must stay within half of the circle.
 const INTERVAL_MAX: u32 = i32::MAX as u32 / (2 * WORDS_AHEAD);
@@ -62,7 +63,7 @@ impl<T> Candidate<T> {
         *share_sum = share_sum.saturating_add(share);
         let mark = Mark::of(offer.peer.id());
         let Offer { peer, weight, item, .. } = offer;
-        Self { peer, weight, capacity_milli, item, mark, share, offset, interval: 0 }
+        Self { peer, weight, capacity_milli, item, mark, share, offset, interval: 0, ahead_max: 0 }
     }
 }
 
@@ -70,6 +71,12 @@ impl<T> Candidate<T> {
 pub(super) fn interval(share: u64, share_sum: u64) -> u32 {
     let interval = u128::from(share_sum) * u128::from(PICK) / (2 * u128::from(share.max(1)));
     u32::try_from(interval).unwrap_or(u32::MAX).min(INTERVAL_MAX)
+}
+
+/// How far ahead of twice its share what it says may bring an endpoint, in steps of [`PICK`].
+pub(super) fn ahead_max(interval: u32, weight: u32, weight_max: u32) -> u32 {
+    let most = u64::from(interval) * u64::from(WORDS_AHEAD) * u64::from(weight) / u64::from(weight_max.max(1));
+    u32::try_from(most).unwrap_or(u32::MAX).max(1)
 }
 
 /// Where the candidates are, by mark.
@@ -281,8 +288,7 @@ impl<T> Picker<T> {
         self.standing(candidate, now_us, tried) == Standing::Fit
             && peer.is_believed(now_us)
             && !peer.is_unwilling(now_us, self.fleet.token_age_us())
-            && peer.ahead(lane.number(), lane.picks(), candidate.interval)
-                < candidate.interval.saturating_mul(WORDS_AHEAD)
+            && peer.ahead(lane.number(), lane.picks(), candidate.interval) < candidate.ahead_max
     }
 
     /// Of a fit one and another that is drawn by share, the one with less in flight.

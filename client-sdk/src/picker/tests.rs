@@ -544,6 +544,32 @@ fn an_endpoint_that_says_it_is_idle_gets_twice_its_share_at_most() {
 }
 
 #[test]
+fn an_endpoint_that_starts_slowly_gets_twice_its_share_at_most_by_its_own_word() {
+    for weight in [1, 5, 10, 25, 50] {
+        // Of each of a hundred clients the first calls to twenty endpoints, of which one starts and says that it is idle.
+        let (mut gets, calls) = (0, 1_000);
+        for seed in 0..100 {
+            let mut weights = [100; 20];
+            weights[0] = weight;
+            let mut world = World::new(Policy::LeastLoad, &weights, seed);
+            for n in 0..calls {
+                let at = world.pick();
+                world.peers[at].sent(world.now_us);
+                world.now_us += MS;
+                let (peer, sent_us) = (&world.peers[at], world.now_us - MS);
+                let says = if at == 0 { 0 } else { 5 + (n % 3) as u32 };
+                world.picker.answered(peer, sent_us, world.now_us);
+                let _ = world.picker.ended(peer, Class::Ok, Some(sent_us), true, Some(says), world.now_us);
+            }
+            gets += world.picks[0];
+        }
+        let share = f64::from(weight) / f64::from(1_900 + weight);
+        let got = gets as f64 / (100 * calls) as f64 / share;
+        assert!(got <= 2.5, "weight {weight}: {got} times its share");
+    }
+}
+
+#[test]
 fn an_idle_endpoint_is_found_though_all_that_was_heard_is_of_the_loaded_one() {
     for (seed, asks) in (0..20).flat_map(|seed| [(seed, false), (seed, true)]) {
         let mut world = World::new(Policy::LeastLoad, &[100; 2], seed);
