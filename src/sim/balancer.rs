@@ -9,7 +9,7 @@ use lookaside_core::{
     event::{self, Backend, CheckOutcome, Event, LoadReport, Outcomes},
     model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, Peer, ServiceName, Timestamp},
     policy::{self, Assignment},
-    snapshot::ServiceSnapshot,
+    snapshot::{Fleet, ServiceSnapshot},
     table::Table,
 };
 
@@ -18,6 +18,9 @@ use crate::{dispatch::Listed, endpoint::Counters, scenario::Scenario};
 /// Lists that differ in weights alone, or in order alone, go out to a cohort at most so often, as in the service.
 const LOAD_LIST_US: u64 = 1_000_000;
 const ORDER_LIST_US: u64 = 5_000_000;
+/// How the fleet fares goes out at each heartbeat, and where it is news before, at most so often, as in the service.
+const HEARTBEAT_US: u64 = 5_000_000;
+const FLEET_US: u64 = 1_000_000;
 
 /// Names on which this crate cannot be wrong.
 const OURS: &str = "a name of ours is valid";
@@ -37,6 +40,8 @@ pub(crate) struct Turn {
     pub(crate) changed: Vec<usize>,
     /// Endpoints that are to be checked at once.
     pub(crate) checks: Vec<u32>,
+    /// How the fleet fares, where clients are to be told.
+    pub(crate) fleet: Option<Fleet>,
 }
 
 /// The twin.
@@ -56,6 +61,8 @@ pub(crate) struct Balancer {
     seen: Option<Arc<ServiceSnapshot>>,
     /// Wishes for checks that were granted, by endpoint.
     checks_wanted: Vec<u64>,
+    /// How the fleet fared when clients were told last, and when that was.
+    told: (Fleet, u64),
 }
 
 #[derive(Debug)]
@@ -97,6 +104,7 @@ impl Balancer {
             cohort_of: Vec::new(),
             cohorts: Vec::new(),
             seen: None,
+            told: (Fleet::default(), 0),
         };
         twin.group(zones, &locality);
         twin
@@ -248,6 +256,12 @@ impl Balancer {
             self.seen = newest;
         }
         let Some(service) = self.seen.clone() else { return turn };
+        let (told, told_us) = &self.told;
+        let period_us = if service.fleet.is_news_to(told) { FLEET_US } else { HEARTBEAT_US };
+        if now_us >= told_us + period_us {
+            self.told = (service.fleet, now_us);
+            turn.fleet = Some(service.fleet);
+        }
         for at in 0..self.cohorts.len() {
             let due = self.cohorts[at].held_back && now_us >= self.cohorts[at].held_until_us;
             if (is_new || due) && self.cohorts[at].follow(&service, &self.numbers, now_us) {

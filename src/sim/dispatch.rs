@@ -1,6 +1,7 @@
 //! How a client chooses. A [`Dispatcher`] is one client's way to do that; the engine tells it what that client can know, and
 //! no more: lists when they have arrived, answers when they are back.
 
+use lookaside_core::snapshot::Fleet;
 use lookaside_sdk::picker::{Class, Rng};
 
 use crate::{
@@ -123,6 +124,8 @@ pub enum Choice {
     Send(u32),
     /// To be asked first, both; then [`Dispatcher::settle`]. Costs a round trip.
     Ask([u32; 2]),
+    /// Not sent at all: the service has too much to do.
+    HeldBack,
     /// There is nobody.
     Nobody,
 }
@@ -134,6 +137,8 @@ pub struct Answer {
     pub rif: u32,
     /// Median of what calls took there lately that came when it had about as many in flight.
     pub latency_us: u64,
+    /// What question and answer took on their ways.
+    pub took_us: u64,
 }
 
 /// One place in a list.
@@ -199,6 +204,16 @@ pub trait Dispatcher {
         Some(if rif(asked[1]) < rif(asked[0]) { second } else { first })
     }
 
+    /// How long answers are waited for; `None` for as long as the scenario says.
+    fn patience_us(&self) -> Option<u64> {
+        None
+    }
+
+    /// The balancer tells how the fleet fares; the default when it is gone.
+    fn ticked(&mut self, fleet: &Fleet, now_us: u64) {
+        let _ = (fleet, now_us);
+    }
+
     /// An attempt was sent there.
     fn sent(&mut self, endpoint: u32, now_us: u64) {
         let _ = (endpoint, now_us);
@@ -250,7 +265,6 @@ pub trait Dispatcher {
 
 /// The way of one client to choose.
 pub(crate) fn dispatcher(policy: Policy, scenario: &Scenario, client: u32, seed: u64) -> Box<dyn Dispatcher> {
-    let _ = scenario;
     // Of the highest bit, so that where a client begins has nothing to do with what it draws later.
     let mut rng = stream(seed, Stream::Picks, client | (1 << 31));
     match policy {

@@ -22,6 +22,7 @@ use crate::{
 };
 use calls::{Call, Flight};
 use faults::Faults;
+use lookaside_core::snapshot::Fleet;
 use lookaside_sdk::picker::Rng;
 use news::Heard;
 
@@ -70,6 +71,8 @@ enum Event {
     Listed { client: u32, list: Rc<List>, number: u64 },
     /// A client gets what endpoints said of themselves.
     Told { client: u32, loads: Rc<[Load]> },
+    /// Clients hear how the fleet fares.
+    Ticked { fleet: Fleet },
     /// A client connects to the balancer again.
     Subscribed { client: u32 },
     /// A fault of an endpoint begins or ends.
@@ -203,6 +206,7 @@ impl<'a> Engine<'a> {
             Event::Subscribed { client } => self.subscribed(client),
             Event::Fault { fault, endpoint, on } => self.fault(fault, endpoint, on),
             Event::Leaving { endpoint, incarnation, until_us } => self.leaving(endpoint, incarnation, until_us),
+            Event::Ticked { fleet } => self.ticked(&fleet),
             Event::Balancer { is_up } => self.balancer_is_up(is_up),
             Event::Second => self.second(),
         }

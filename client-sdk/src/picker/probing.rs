@@ -10,8 +10,10 @@ pub const PROBE_BUDGET_PERCENT: u32 = 200;
 /// A call waits for what endpoints say where it takes at least so many times as long as they take to say it.
 pub const PAYS_FACTOR: u64 = 20;
 /// It waits no longer than this, microseconds, and not for more than a quarter of what a call takes; but for the shortest time
-/// that a timer can tell from none.
+/// that a timer can tell from none, and for three times what an answer takes, which is less than a quarter where it pays: else
+/// calls between far places would wait in vain.
 pub const PATIENCE_US_MAX: u64 = 3_000;
+const PATIENCE_ROUND_TRIPS: u64 = 3;
 const PATIENCE_US_MIN: u64 = 500;
 const PATIENCE_DIVISOR: u64 = 4;
 /// Where it does not pay, one endpoint is asked on the side so often, microseconds, to see whether it would: soon at first.
@@ -104,8 +106,9 @@ impl Probing {
     }
 
     /// How long a call waits for what endpoints say, microseconds.
-    pub fn patience_us(answer_us: u64) -> u64 {
-        (answer_us / PATIENCE_DIVISOR).clamp(PATIENCE_US_MIN, PATIENCE_US_MAX)
+    pub fn patience_us(&self, answer_us: u64) -> u64 {
+        let usual_us = (answer_us / PATIENCE_DIVISOR).clamp(PATIENCE_US_MIN, PATIENCE_US_MAX);
+        usual_us.max(self.round_trip_us.load(Relaxed).saturating_mul(PATIENCE_ROUND_TRIPS))
     }
 
     fn may_ask(&self, now_us: u64) -> bool {
@@ -157,7 +160,10 @@ mod tests {
         assert!(probing.decide(4_000, 0) && !probing.decide(3_999, 0) && !probing.decide(0, 0));
         probing.set_wanted(false);
         assert!(!probing.decide(4_000, 0));
-        assert_eq!([0, 8_000, 100_000].map(Probing::patience_us), [500, 2_000, 3_000]);
+        assert_eq!([0, 8_000, 100_000].map(|answer_us| probing.patience_us(answer_us)), [600, 2_000, 3_000]);
+        let far = asking();
+        far.answered(5_000);
+        assert!(far.decide(100_000, 0) && far.patience_us(100_000) == 15_000, "longer than an answer takes");
     }
 
     #[test]

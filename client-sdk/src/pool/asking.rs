@@ -58,7 +58,7 @@ impl Pool {
         if !self.probing.budget.spend(2) {
             return [Said::Nothing; 2];
         }
-        let patience = Duration::from_micros(Probing::patience_us(self.fleet.answer_us_mean()));
+        let patience = Duration::from_micros(self.probing.patience_us(self.fleet.answer_us_mean()));
         let until = Instant::now() + patience;
         let answers = [(pair[0], a), (pair[1], b)].map(|(candidate, probe)| {
             let (tell, told) = oneshot::channel();

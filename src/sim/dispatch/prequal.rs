@@ -159,7 +159,7 @@ impl Dispatcher for Prequal {
         if self.pool.len() >= POOL_MAX {
             self.pool.remove(0);
         }
-        let Answer { rif, latency_us } = answer;
+        let Answer { rif, latency_us, .. } = answer;
         self.pool.push(Pooled { endpoint, rif, latency_us, at_us: now_us, uses: 0 });
     }
 }
@@ -173,7 +173,7 @@ mod tests {
         let mut prequal = Prequal::new(quantile_permille);
         prequal.list(&listed(0..endpoints), 0);
         for (endpoint, rif, latency_us) in answers {
-            prequal.probe_answered(*endpoint, Answer { rif: *rif, latency_us: *latency_us }, 0);
+            prequal.probe_answered(*endpoint, Answer { rif: *rif, latency_us: *latency_us, took_us: 0 }, 0);
         }
         prequal
     }

@@ -42,7 +42,7 @@ mod tests {
         let Choice::Ask(mut asked) = dispatcher.choose(&World::default(), 0, &mut rng, &[]) else { panic!() };
         asked.sort_unstable();
         assert_eq!(asked, [4, 6]);
-        let says = |rif| Some(Answer { rif, latency_us: 0 });
+        let says = |rif| Some(Answer { rif, latency_us: 0, took_us: 0 });
         for (first, second, gets) in
             [(says(3), says(2), 6), (says(2), says(3), 4), (None, says(9), 6), (says(2), says(2), 4), (None, None, 4)]
         {

@@ -102,19 +102,23 @@ impl Engine<'_> {
                 self.meter.asked(call.arrived_us, two.len() as u64);
                 self.queue.send(Event::Asked { call: at });
             }
+            Choice::HeldBack => self.end(at, Ended::Overload),
             Choice::Nobody => self.end(at, Ended::Nobody),
         }
     }
 
     /// Both questions are where they were sent; how those answer who do is seen now and known a way later.
     pub(super) fn asked(&mut self, call: u32) {
-        let Some([(first, _), (second, _)]) = self.calls[call as usize].asked else { return };
+        let Call { asked: Some([(first, _), (second, _)]), client, .. } = self.calls[call as usize] else { return };
         let answered = [first, second].map(|endpoint| (endpoint, self.answer(endpoint)));
         self.calls[call as usize].asked = Some(answered);
         if answered.iter().all(|(_, answer)| answer.is_some()) {
             self.queue.send(Event::Answered { call });
         } else {
-            let wait_us = self.scenario.probe_timeout_us.saturating_sub(self.scenario.network_us);
+            let patience_us = self.clients[client as usize].dispatcher.patience_us();
+            let patience_us = patience_us.unwrap_or(self.scenario.probe_timeout_us);
+            // Whoever answers is known no sooner than a way later.
+            let wait_us = patience_us.saturating_sub(self.scenario.network_us).max(self.scenario.network_us);
             self.queue.at(self.queue.now_us() + wait_us, Event::Answered { call });
         }
     }
@@ -123,7 +127,8 @@ impl Engine<'_> {
     fn answer(&mut self, endpoint: u32) -> Option<Answer> {
         let endpoint = &self.endpoints[endpoint as usize];
         let answers = endpoint.presence != Presence::Absent && !endpoint.stands_still();
-        answers.then(|| Answer { rif: endpoint.rif(), latency_us: endpoint.latency_us() })
+        let took_us = 2 * self.scenario.network_us;
+        answers.then(|| Answer { rif: endpoint.rif(), latency_us: endpoint.latency_us(), took_us })
     }
 
     pub(super) fn answered(&mut self, at: u32) {

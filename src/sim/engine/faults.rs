@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lookaside_core::snapshot::Fleet;
 use lookaside_sdk::picker::{Class, Rng};
 
 use super::{Engine, Event, news::Heard};
@@ -265,7 +266,10 @@ impl Engine<'_> {
         let now_us = self.queue.now_us();
         self.faults.balancer_is_up = is_up;
         if !is_up {
-            self.clients.iter_mut().for_each(|client| client.subscribed = false);
+            for client in &mut self.clients {
+                client.subscribed = false;
+                client.dispatcher.ticked(&Fleet::default(), now_us);
+            }
             return;
         }
         self.balancer.restart(now_us);

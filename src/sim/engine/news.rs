@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use lookaside_core::event::{CheckOutcome, Outcomes};
+use lookaside_core::{
+    event::{CheckOutcome, Outcomes},
+    snapshot::Fleet,
+};
 
 use super::{Engine, Event};
 use crate::{
@@ -200,6 +203,10 @@ impl Engine<'_> {
         for endpoint in turn.checks {
             self.check(endpoint);
         }
+        if let Some(fleet) = turn.fleet {
+            let at_us = now_us + self.push_delay_us();
+            self.queue.at(at_us, Event::Ticked { fleet });
+        }
         if turn.changed.is_empty() {
             return;
         }
@@ -229,6 +236,14 @@ impl Engine<'_> {
             client.connect(|endpoint| self.endpoints[endpoint as usize].presence != Presence::Absent);
             client.relist(now_us);
             self.meter.listed(now_us);
+        }
+    }
+
+    /// Clients on their streams hear how the fleet fares. All at once: a second is long beside what their ways differ by.
+    pub(super) fn ticked(&mut self, fleet: &Fleet) {
+        let now_us = self.queue.now_us();
+        for client in self.clients.iter_mut().filter(|client| client.subscribed) {
+            client.dispatcher.ticked(fleet, now_us);
         }
     }
 
