@@ -38,9 +38,16 @@ const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// step would make no difference.
 const STEPS_PERMILLE: [u64; 3] = [10, 50, 250];
 
-/// What makes a step: good calls, or time without a bad one. Few clients call an endpoint that has a hundredth of its share.
+/// What makes a step: calls that go as those of the others do, or time without a bad one. Few clients call an endpoint that has a hundredth of its share.
 const STEP_CALLS: u32 = 10;
 const STEP_TIME: Duration = Duration::from_secs(3);
+
+/// An endpoint is looked at anew so long after the last time at the earliest. Where everything fails, every word of every client
+/// is an accusation, and would otherwise be a turn of the table.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Of fewer calls than these a share of failures says nothing of what an endpoint gets done.
+const SHARE_CALLS_MIN: u32 = 20;
 
 /// What is held of an endpoint's calls.
 #[derive(Debug, Default, Clone)]
@@ -48,6 +55,8 @@ pub(super) struct Outlier {
     voices: Voices,
     /// A quorum speaks against it, and it has not been looked at since.
     accused: bool,
+    /// When it may be looked at again.
+    look_at: Timestamp,
     standing: Standing,
     /// Ejections in a row.
     ejections: u32,
@@ -92,7 +101,18 @@ impl Outlier {
             let agreed = self.voices.agree(now);
             self.accused = agreed.is_some_and(|agreed| agreed.failed_permille_least > FAILED_PERMILLE_MIN);
         }
-        self.accused || self.may_step(now)
+        self.is_up(now) || self.may_step(0, now)
+    }
+
+    /// Whether it is time to look at what speaks against it.
+    fn is_up(&self, now: Timestamp) -> bool {
+        self.accused && now >= self.look_at
+    }
+
+    /// The share of its calls that fail, whichever single voice is left out; `None` where too few were told of.
+    pub(super) fn failed_share(&self, now: Timestamp) -> Option<f64> {
+        let told = self.voices.benign(now);
+        (told.all() >= SHARE_CALLS_MIN).then(|| f64::from(told.failed_permille()) / 1e3)
     }
 
     /// Whether it gets no calls.
@@ -102,6 +122,15 @@ impl Outlier {
 
     fn is_wanted_out(&self) -> bool {
         matches!(self.standing, Standing::Out { .. })
+    }
+
+    fn is_returning(&self) -> bool {
+        matches!(self.standing, Standing::Returning { .. })
+    }
+
+    /// Whether it gets all of its share.
+    pub(super) fn is_whole(&self) -> bool {
+        self.standing == Standing::Whole
     }
 
     /// The part of its weight that it gets, permille; at least the smallest, since it may be offered in a panic.
@@ -145,7 +174,7 @@ impl Outlier {
     }
 
     fn eject(&mut self, kept: Option<Kept>, seen: String, now: Timestamp) {
-        if now.since(self.whole_since) >= pause(self.ejections) && self.standing == Standing::Whole {
+        if now.since(self.whole_since) >= pause(self.ejections) && self.is_whole() {
             self.ejections = 0;
         }
         self.ejections = self.ejections.saturating_add(1);
@@ -154,15 +183,29 @@ impl Outlier {
         self.voices = Voices::default();
     }
 
-    /// Lets time pass, and takes a step on the way back if it is due.
+    /// Begins to come back if its time is over.
     fn advance(&mut self, now: Timestamp) {
-        let step = match self.standing {
-            Standing::Out { until, .. } if now >= until => 0,
-            Standing::Returning { step, .. } if !self.accused && self.may_step(now) => step + 1,
-            Standing::Whole | Standing::Out { .. } | Standing::Returning { .. } => return,
-        };
+        if let Standing::Out { until, .. } = self.standing
+            && now >= until
+        {
+            self.stand_at(0, now);
+        }
+    }
+
+    /// Takes a step on the way back if it is due; `usual` is the share of failures of the others, permille.
+    fn step(&mut self, usual: u32, now: Timestamp) {
+        if let Standing::Returning { step, .. } = self.standing
+            && self.may_step(usual, now)
+        {
+            self.stand_at(step + 1, now);
+        }
+    }
+
+    fn stand_at(&mut self, step: usize, now: Timestamp) {
         // Each step is judged by its own calls.
         self.voices = Voices::default();
+        self.accused = false;
+        self.look_at = now.after(LOOK);
         self.standing = match STEPS_PERMILLE.get(step) {
             Some(_) => Standing::Returning { step, since: now },
             None => Standing::Whole,
@@ -170,17 +213,20 @@ impl Outlier {
         self.whole_since = now;
     }
 
-    fn may_step(&self, now: Timestamp) -> bool {
+    /// No single voice keeps it out: what one alone saw fail does not count.
+    fn may_step(&self, usual: u32, now: Timestamp) -> bool {
         let Standing::Returning { since, .. } = self.standing else { return false };
-        let told = self.voices.sum(now);
+        let (told, benign) = (self.voices.sum(now), self.voices.benign(now));
         // Not the one without a fault is looked for, but the one that is like others.
-        let is_good = told.ok >= STEP_CALLS && told.failed_permille() < FAILED_PERMILLE_MIN;
-        is_good || (told.failed == 0 && now.since(since) >= STEP_TIME)
+        let is_like_others = benign.failed_permille() < FAILED_PERMILLE_MIN
+            || benign.failed_permille() <= usual.saturating_mul(FAILED_TIMES_OTHERS);
+        (told.all() >= STEP_CALLS && is_like_others) || (benign.failed == 0 && now.since(since) >= STEP_TIME)
     }
 
     /// When time alone may change something.
     pub(super) fn due(&self, now: Timestamp) -> Option<Timestamp> {
         match self.standing {
+            Standing::Whole | Standing::Returning { .. } if self.accused => Some(self.look_at),
             Standing::Whole => None,
             Standing::Out { until, .. } => Some(until),
             // After the first steps it waits for bad calls to be forgotten.
@@ -211,10 +257,17 @@ impl Service {
     /// Turns what clients told into ejections, the worst first, and brings back whose time has come.
     pub(super) fn judge_outliers(&mut self, words: Option<&Words>, now: Timestamp) {
         let mut accused: Vec<(Agreement, Address)> = Vec::new();
+        let mut any_returns = false;
         for endpoint in self.endpoints.values_mut() {
-            endpoint.outlier.advance(now);
-            if std::mem::take(&mut endpoint.outlier.accused)
-                && endpoint.may_be_offered()
+            let outlier = &mut endpoint.outlier;
+            outlier.advance(now);
+            any_returns |= outlier.is_returning();
+            if !outlier.is_up(now) {
+                continue;
+            }
+            outlier.accused = false;
+            outlier.look_at = now.after(LOOK);
+            if endpoint.may_be_offered()
                 // Whose checks fail is judged by these, and by what clients say beside them.
                 && endpoint.health.failed_checks() == 0
                 && let Some(agreed) = endpoint.outlier.voices.agree(now)
@@ -223,7 +276,7 @@ impl Service {
                 accused.push((agreed, endpoint.spec.address.clone()));
             }
         }
-        if accused.is_empty() {
+        if accused.is_empty() && !any_returns {
             return;
         }
         accused.sort_by(|(a, at_a), (b, at_b)| {
@@ -239,6 +292,9 @@ impl Service {
             if is_outlier && let Some(kept) = room.take(endpoint) {
                 endpoint.outlier.eject(kept, seen(&agreed), now);
             }
+        }
+        for outlier in self.endpoints.values_mut().map(|e| &mut e.outlier).filter(|outlier| outlier.is_returning()) {
+            outlier.step(others.failed_permille_median(outlier.voices.benign(now)), now);
         }
     }
 }
@@ -291,7 +347,7 @@ impl Room {
         for endpoint in service.endpoints.values().filter(is_meant) {
             room.all += 1;
             room.out += usize::from(endpoint.outlier.is_out());
-            room.whole += usize::from(endpoint.may_be_offered() && !endpoint.outlier.is_wanted_out());
+            room.whole += usize::from(endpoint.may_be_offered() && endpoint.outlier.is_whole());
             if endpoint.health.is_down() {
                 continue;
             }
@@ -309,10 +365,12 @@ impl Room {
     /// Takes an endpoint out of the reckoning: altogether, or for a reason that it is to be kept for, as far as it goes.
     /// `None` if the others need all of it.
     fn take(&mut self, endpoint: &Endpoint) -> Option<Option<Kept>> {
-        if self.whole <= self.whole_min {
+        // One on its way back was none of those.
+        let whole = self.whole.saturating_sub(usize::from(endpoint.outlier.is_whole()));
+        if whole < self.whole_min {
             return None;
         }
-        self.whole -= 1;
+        self.whole = whole;
         let tier = self.tiers.get_mut(&endpoint.spec.priority).and_then(Option::as_mut);
         let kept = match tier {
             Some((work, capacity)) => {
@@ -330,3 +388,6 @@ impl Room {
 fn borne_milli(endpoint: &Endpoint) -> u64 {
     if endpoint.outlier.is_out() { 0 } else { endpoint.capacity_milli() * endpoint.outlier.share_permille() / 1000 }
 }
+
+#[cfg(test)]
+mod tests;

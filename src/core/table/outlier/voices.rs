@@ -49,7 +49,8 @@ impl Counts {
         self.all() == 0
     }
 
-    fn all(self) -> u32 {
+    /// How many.
+    pub(super) fn all(self) -> u32 {
         self.ok.saturating_add(self.failed)
     }
 

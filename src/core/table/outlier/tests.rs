@@ -1,0 +1,89 @@
+//! What ejections cost the table; what they do is in `tests/scenarios/`.
+
+use super::*;
+use crate::{
+    config::ServiceConfig,
+    event::{CheckOutcome, Event},
+    model::{ClientId, EndpointSpec, Locality, Peer, ServiceName, SourceId},
+    table::Table,
+};
+
+const ENDPOINTS: u64 = 10;
+
+fn name() -> ServiceName {
+    ServiceName::parse("greeter").unwrap()
+}
+
+fn address(at: u64) -> Address {
+    Address::parse(&format!("10.0.0.{at}:1")).unwrap()
+}
+
+fn table() -> Table {
+    let now = Timestamp(0);
+    let mut table = Table::new(1, ServiceConfig::default(), now);
+    let endpoints = (0..ENDPOINTS).map(|at| EndpointSpec::at(address(at))).collect();
+    let source = SourceId::parse("file").unwrap();
+    let listed = Event::EndpointsListed { source, service: name(), endpoints, detail: String::new() };
+    table.apply(listed, now).unwrap();
+    for at in 0..ENDPOINTS {
+        let checked = Event::Checked { service: name(), address: address(at), outcome: CheckOutcome::Passed };
+        table.apply(checked, now).unwrap();
+    }
+    table.publish(now);
+    table
+}
+
+fn tells(table: &mut Table, client: u64, at: u64, failed: u64, now: Timestamp) {
+    let id = ClientId::parse(&format!("web-{client}")).unwrap();
+    let client = Client { id, peer: Peer(client), locality: Locality::unknown() };
+    let outcomes = Outcomes { failed, ..Outcomes::default() };
+    table.apply(Event::CallsEnded { client, service: name(), address: address(at), outcomes }, now).unwrap();
+}
+
+#[test]
+fn where_everything_fails_the_table_has_few_turns() {
+    let mut table = table();
+    let mut turns = 0;
+    for ms in 1..=2_000 {
+        let now = Timestamp(ms * 1_000);
+        tells(&mut table, ms % 7, ms % ENDPOINTS, 3, now);
+        turns += usize::from(table.services[&name()].wants_turn(now));
+        table.publish(now);
+    }
+    // Each endpoint at most every half a second, and for what first failures do besides; otherwise it is nearly one for each word.
+    assert!(turns <= 150, "{turns} in two seconds");
+    let out = table.services[&name()].endpoints.values().filter(|e| !e.may_be_offered()).count();
+    assert_eq!(out, 0, "a fault of all is nobody's");
+}
+
+#[test]
+fn an_accusation_is_late_by_half_a_second_and_never_lost() {
+    let mut table = table();
+    // Everything fails, and has been looked at; then all but one are well again.
+    for (at, client) in (0..ENDPOINTS).flat_map(|at| (0..3).map(move |client| (at, client))) {
+        tells(&mut table, client, at, 1, Timestamp(1_000_000));
+    }
+    table.publish(Timestamp(1_000_000));
+    let again = Timestamp(12_000_000);
+    for (at, client) in (0..ENDPOINTS).flat_map(|at| (0..3).map(move |client| (at, client))) {
+        tells(&mut table, client, at, 1, again);
+    }
+    table.publish(again);
+    for client in 3..9 {
+        tells(&mut table, client, 0, 100, again.after(Duration::from_millis(1)));
+        for at in 1..ENDPOINTS {
+            let id = ClientId::parse(&format!("web-{client}")).unwrap();
+            let client = Client { id, peer: Peer(client), locality: Locality::unknown() };
+            let outcomes = Outcomes { ok: 100, ..Outcomes::default() };
+            let ended = Event::CallsEnded { client, service: name(), address: address(at), outcomes };
+            table.apply(ended, again.after(Duration::from_millis(1))).unwrap();
+        }
+    }
+    table.publish(again.after(Duration::from_millis(2)));
+    let is_out = |table: &Table| table.services[&name()].endpoints[&address(0)].outlier.is_out();
+    assert!(!is_out(&table));
+    let due = again.after(LOOK);
+    assert!(table.services[&name()].wants_turn(due), "nobody has to speak again");
+    table.publish(due);
+    assert!(is_out(&table));
+}
