@@ -140,20 +140,36 @@ struct Spread {
     median_ln: f64,
     /// Variance of the endpoints' own rates, as logarithms.
     variance: f64,
+    /// The same without the one that is furthest from the median, and how far that is: one that lies is not to have noise of the
+    /// others believed.
+    variance_of_others: f64,
+    furthest_ln: f64,
 }
 
 impl Spread {
     fn of(measure: Measure, found: &[Found]) -> Option<Self> {
         let median_ln = median(found.iter().map(|found| found.rate_ln).collect())?;
-        let squares: f64 = found.iter().map(|found| (found.rate_ln - median_ln).powi(2)).sum();
-        let chance: f64 = found.iter().map(|found| measure.variance(found.completions)).sum();
-        let variance = ((squares - chance) / found.len().max(1) as f64).max(0.0);
-        Some(Self { measure, median_ln, variance })
+        let max = measure.ratio_ln_max();
+        let away = |found: &Found| (found.rate_ln - median_ln).abs().min(max);
+        // What there is beyond chance, squared, and how far off the furthest is.
+        let beyond = |found: &Found| away(found).powi(2) - measure.variance(found.completions);
+        let furthest = found.iter().max_by(|a, b| away(a).total_cmp(&away(b)))?;
+        let all: f64 = found.iter().map(beyond).sum();
+        let mean = |sum: f64, count: usize| (sum / count.max(1) as f64).max(0.0);
+        Some(Self {
+            measure,
+            median_ln,
+            variance: mean(all, found.len()),
+            variance_of_others: mean(all - beyond(furthest), found.len() - 1),
+            furthest_ln: away(furthest),
+        })
     }
 
     /// How far a measurement is to be believed against the median.
     fn trust(&self, found: Found) -> f64 {
-        self.variance / (self.variance + self.measure.variance(found.completions))
+        let away = (found.rate_ln - self.median_ln).abs();
+        let variance = if away < self.furthest_ln { self.variance_of_others } else { self.variance };
+        variance / (variance + self.measure.variance(found.completions))
     }
 }
 
@@ -340,12 +356,14 @@ impl Service {
     /// Whose reports are no evidence: those that are not heard of, that still warm up, or whose calls fail.
     fn freeze(&mut self, now: Timestamp) {
         let offered = || self.endpoints.values().filter(|e| e.may_be_offered());
-        let sum: f64 = offered().map(|e| e.load.failing(now)).sum();
+        let sum: f64 = offered().map(|e| e.failing(now)).sum();
         let others = offered().count().saturating_sub(1).max(1) as f64;
         for endpoint in self.endpoints.values_mut() {
-            let own = endpoint.load.failing(now);
+            let own = endpoint.failing(now);
             let elsewhere = if endpoint.may_be_offered() { (sum - own) / others } else { 0.0 };
             let fails = own > (FAILING_FACTOR * elsewhere).max(FAILING_MIN);
+            // Of one that is out, or nearly, clients tell nothing.
+            let fails = fails || !endpoint.outlier.is_whole();
             let warms = endpoint.newcomer || endpoint.warming_since.is_some();
             endpoint.capacity.freeze(fails || warms || endpoint.is_late() || endpoint.registration.is_none());
         }

@@ -127,6 +127,11 @@ impl Endpoint {
         u64::from(self.capacity.milli()) * u64::from(self.spec.weight)
     }
 
+    /// Share of its calls that fail, by its own word or by that of clients, whichever is worse.
+    pub(super) fn failing(&self, now: Timestamp) -> f64 {
+        self.load.failing().max(self.outlier.failed_share(now).unwrap_or(0.0))
+    }
+
     /// Which start of the backend this is, as far as anybody knows; 0 when nobody does.
     pub(super) fn incarnation(&self) -> u64 {
         if self.spec.incarnation == 0 { self.registered_incarnation } else { self.spec.incarnation }

@@ -254,6 +254,8 @@ mod tests {
         let sheds = |endpoints| move |at| Second { overloads: if at < endpoints { 30 } else { 0 }, ..USUAL };
         assert!(!world.seconds(10, sheds(2)).is_overload, "the others have room");
         assert!(world.seconds(10, sheds(20)).is_overload);
+        let nobody_calls = |_| Second { calls: 0, overloads: 0, in_flight: 0, permille: 0 };
+        assert!(!world.seconds(15, nobody_calls).is_overload, "what was turned away then is not now");
     }
 
     #[test]

@@ -1,10 +1,6 @@
 //! What an endpoint's reports say of its load. Estimates are floats here and integers once they order or weigh a list.
 
-use crate::{
-    event::{LoadReport, Outcomes},
-    limits::UTILIZATION_MAX,
-    model::Timestamp,
-};
+use crate::{event::LoadReport, limits::UTILIZATION_MAX, model::Timestamp};
 
 /// Weight of the newest report against the past. Reports come every second: half of what is shown is under a second old,
 /// nine tenths under four.
@@ -16,21 +12,14 @@ const IN_FLIGHT_FULL: f64 = 10.0;
 /// How far beyond the edge of its tenth a load must go before its published tenth changes, permille.
 const HYSTERESIS_PERMILLE: u32 = 30;
 
-/// What clients tell counts for some ten seconds, a tenth less each second, and from so many calls on.
-const TOLD_MEMORY_S: f64 = 10.0;
-const TOLD_MIN: f64 = 20.0;
-
 #[derive(Debug, Clone, Default)]
 pub(super) struct Load {
     last: Option<(Timestamp, LoadReport)>,
     calls_per_second: f64,
     errors_per_second: f64,
-    overloads_per_second: f64,
+    turned_away: f64,
     in_flight_mean: f64,
     tenth: u32,
-    told_at: Timestamp,
-    told_ok: f64,
-    told_failed: f64,
 }
 
 impl Load {
@@ -48,34 +37,15 @@ impl Load {
         self.last
     }
 
-    /// Takes in what clients tell.
-    pub(super) fn ended(&mut self, outcomes: &Outcomes, now: Timestamp) {
-        let kept = self.told_kept(now);
-        self.told_ok = self.told_ok * kept + outcomes.ok as f64;
-        self.told_failed = self.told_failed * kept + outcomes.failed as f64;
-        self.told_at = now;
+    /// Share of its calls that fail, by its own word.
+    pub(super) fn failing(&self) -> f64 {
+        if self.calls_per_second > 0.0 { (self.errors_per_second / self.calls_per_second).min(1.0) } else { 0.0 }
     }
 
-    fn told_kept(&self, now: Timestamp) -> f64 {
-        (-now.since(self.told_at).as_secs_f64() / TOLD_MEMORY_S).exp()
-    }
-
-    /// Share of its calls that fail, by its own word or by that of clients, whichever is worse.
-    pub(super) fn failing(&self, now: Timestamp) -> f64 {
-        let own = self.share_of_calls(self.errors_per_second);
-        let told = self.told_ok + self.told_failed;
-        let is_enough = told * self.told_kept(now) >= TOLD_MIN;
-        let clients = if is_enough { self.told_failed / told } else { 0.0 };
-        own.max(clients)
-    }
-
-    /// Share of its calls that it turns away because it is full, by its own word.
+    /// Share of its calls that it turns away because it is full, by its own word. A mean of shares: of one of rates nothing would
+    /// be forgotten where calls stop coming.
     pub(super) fn overloaded(&self) -> f64 {
-        self.share_of_calls(self.overloads_per_second)
-    }
-
-    fn share_of_calls(&self, per_second: f64) -> f64 {
-        if self.calls_per_second > 0.0 { (per_second / self.calls_per_second).min(1.0) } else { 0.0 }
+        self.turned_away
     }
 
     /// How long a call is in flight, by Little's law; `None` without calls.
@@ -92,7 +62,9 @@ impl Load {
                 let rate = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds;
                 smooth(&mut self.calls_per_second, rate(report.completions, before.completions));
                 smooth(&mut self.errors_per_second, rate(report.errors, before.errors));
-                smooth(&mut self.overloads_per_second, rate(report.overloads, before.overloads));
+                let calls = report.completions.saturating_sub(before.completions);
+                let overloads = report.overloads.saturating_sub(before.overloads).min(calls);
+                smooth(&mut self.turned_away, overloads as f64 / calls.max(1) as f64);
                 smooth(&mut self.in_flight_mean, rate(report.in_flight_us, before.in_flight_us) / 1e6);
             }
         }

@@ -243,7 +243,6 @@ impl Service {
     /// What a client told of its calls; of an endpoint that is gone meanwhile it is no mistake.
     pub(super) fn calls_ended(&mut self, client: &Client, address: &Address, outcomes: &Outcomes, now: Timestamp) {
         let Some(endpoint) = self.endpoints.get_mut(address) else { return };
-        endpoint.load.ended(outcomes, now);
         self.urgent |= endpoint.outlier.told(client, outcomes, now);
         let calls = outcomes.ok.saturating_add(outcomes.failed);
         self.subsets.called(client, calls);

@@ -9,7 +9,7 @@ use super::{capacity::Tier, service::Service};
 use crate::{
     config::PolicyKind,
     limits::{CAPACITY_MILLI_MAX, CAPACITY_MILLI_MIN},
-    model::Timestamp,
+    model::{Address, Timestamp},
 };
 
 /// From a report to the clients: lists that differ in nothing but weights go out once a second.
@@ -21,6 +21,11 @@ const STEP_PERMILLE: u32 = 100;
 const STEP_IN_TIME_PERMILLE: u32 = 30;
 const IN_TIME: Duration = Duration::from_secs(5);
 
+/// In flight on an endpoint counts up to so many times what the median one has for its share, and at least so many calls: one
+/// that says anything would otherwise have its calls sent to the others, and drown what these differ by.
+const IN_FLIGHT_TIMES: f64 = 4.0;
+const IN_FLIGHT_MIN: f64 = 4.0;
+
 /// What the endpoints of one tier have in common.
 #[derive(Default)]
 struct Totals {
@@ -30,6 +35,27 @@ struct Totals {
     shares_heard: f64,
     calls_per_second: f64,
     in_flight: f64,
+    /// In flight per share, of each that has said so; and of the median one.
+    told: Vec<f64>,
+    in_flight_usual: f64,
+}
+
+impl Totals {
+    /// What is believed to be in flight on an endpoint.
+    fn believed(&self, in_flight: f64, share: f64) -> f64 {
+        in_flight.min((IN_FLIGHT_TIMES * self.in_flight_usual * share).max(IN_FLIGHT_MIN))
+    }
+}
+
+/// A part of the whole.
+struct Part<'a> {
+    address: &'a Address,
+    tier: Tier<'a>,
+    weight: f64,
+    share: f64,
+    calls_per_second: f64,
+    in_flight: Option<f64>,
+    is_frozen: bool,
 }
 
 impl Service {
@@ -47,24 +73,36 @@ impl Service {
         let mut parts = Vec::with_capacity(shown.endpoints.len());
         for seen in shown.endpoints.iter().filter(|e| e.weight > 0) {
             let Some(endpoint) = self.endpoints.get(&seen.spec.address) else { continue };
-            let key = self.tier(&seen.spec);
+            let tier = self.tier(&seen.spec);
             let weight = f64::from(seen.weight);
             let share = weight * endpoint.capacity.ratio();
             let is_told = endpoint.load.sequence().is_some() && !endpoint.is_late();
             let in_flight = is_told.then(|| f64::from(endpoint.load.in_flight()));
-            let tier = tiers.entry(key).or_default();
-            tier.weights += weight;
-            tier.shares += share;
-            if let Some(in_flight) = in_flight.filter(|_| !endpoint.capacity.is_frozen()) {
-                tier.shares_heard += share;
-                tier.calls_per_second += endpoint.load.calls_per_second();
-                tier.in_flight += in_flight;
+            let total = tiers.entry(tier).or_default();
+            total.weights += weight;
+            total.shares += share;
+            total.told.extend(in_flight.filter(|_| share > 0.0).map(|in_flight| in_flight / share));
+            let (calls_per_second, is_frozen) = (endpoint.load.calls_per_second(), endpoint.capacity.is_frozen());
+            let address = &seen.spec.address;
+            parts.push(Part { address, tier, weight, share, calls_per_second, in_flight, is_frozen });
+        }
+        for total in tiers.values_mut() {
+            // The lower one of two in the middle: of two endpoints one may lie.
+            total.told.sort_by(f64::total_cmp);
+            total.in_flight_usual = total.told.get(total.told.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
+        }
+        for part in &mut parts {
+            let Some(total) = tiers.get_mut(&part.tier) else { continue };
+            part.in_flight = part.in_flight.map(|in_flight| total.believed(in_flight, part.share));
+            if let Some(in_flight) = part.in_flight.filter(|_| !part.is_frozen) {
+                total.shares_heard += part.share;
+                total.calls_per_second += part.calls_per_second;
+                total.in_flight += in_flight;
             }
-            parts.push((&seen.spec.address, key, weight, share, in_flight));
         }
         let mut wanted = Vec::with_capacity(parts.len());
-        for (address, key, weight, share, in_flight) in parts {
-            let Some(tier) = tiers.get(&key) else { continue };
+        for Part { address, tier, weight, share, in_flight, is_frozen, .. } in parts {
+            let Some(tier) = tiers.get(&tier) else { continue };
             // Those that are not heard of are taken to be called as their shares say.
             let calls = tier.calls_per_second * horizon_s * tier.shares / tier.shares_heard.max(f64::MIN_POSITIVE);
             let mut correction = match in_flight {
@@ -73,7 +111,7 @@ impl Service {
                 }
                 Some(_) | None => 0.0,
             };
-            if self.endpoints.get(address).is_some_and(|endpoint| endpoint.capacity.is_frozen()) {
+            if is_frozen {
                 // One that fails its calls has few in flight, and that is no reason to send it more.
                 correction = correction.min(0.0);
             }

@@ -255,6 +255,39 @@ fn calls_that_clients_see_fail_are_no_evidence_of_speed() {
 }
 
 #[test]
+fn one_client_that_says_everything_fails_hides_no_slow_host() {
+    let mut fleet = Fleet::new(vec![Host::of(100.0); 20]);
+    fleet.seconds(30, 1200.0);
+    fleet.hosts[0].speed = 60.0;
+    for _ in 0..60 {
+        for (client, ok, failed) in [(1, 20, 0), (2, 20, 0), (9, 0, 1_000_000)] {
+            let outcomes = Outcomes { ok, failed, ..Outcomes::default() };
+            let id = ClientId::parse(&format!("web-{client}")).unwrap();
+            let client = Client { id, peer: Peer(client), locality: Locality::parse("").unwrap() };
+            let ended = Event::CallsEnded { client, service: name(), address: address(0), outcomes };
+            fleet.table.apply(ended, fleet.now).unwrap();
+        }
+        fleet.second(1200.0);
+    }
+    assert!(fleet.capacity(0) < 750, "{}", fleet.capacity(0));
+}
+
+#[test]
+fn one_absurd_report_has_no_noise_of_the_others_believed() {
+    let completions = 100.0;
+    // As chance alone has it of a hundred calls each: 14 %.
+    let noisy = |at: u32| (f64::from(at) - 9.5) * 0.024;
+    let mut found: Vec<Found> = (0..20).map(|at| Found { at: Timestamp(0), rate_ln: noisy(at), completions }).collect();
+    let trust = |found: &[Found], at: usize| Spread::of(Measure::Utilization, found).unwrap().trust(found[at]);
+    assert!(trust(&found, 0) < 0.01, "{}", trust(&found, 0));
+    found[19].rate_ln = 40.0;
+    assert!(trust(&found, 0) < 0.01, "{}", trust(&found, 0));
+    // One that is slow for once is found all the same.
+    found[19].rate_ln = -1.0;
+    assert!(trust(&found, 19) > 0.6, "{}", trust(&found, 19));
+}
+
+#[test]
 fn without_utilisations_the_time_in_the_system_counts_and_less() {
     let mut fleet = Fleet::new([vec![Host::of(100.0); 4], vec![Host::of(5.0)]].concat());
     fleet.hosts.iter_mut().for_each(|host| host.names_utilization = false);

@@ -19,6 +19,8 @@ struct Host {
     speed: f64,
     /// Ends every call at once, with an error.
     fails: bool,
+    /// What it says that it has in flight instead of the truth.
+    says: Option<u32>,
     in_flight: f64,
     completions: f64,
     errors: f64,
@@ -33,6 +35,7 @@ impl Host {
             slots: 8.0,
             speed: 1.0 / service_time_s,
             fails: false,
+            says: None,
             in_flight: 0.0,
             completions: 0.0,
             errors: 0.0,
@@ -112,7 +115,7 @@ impl Fleet {
                 errors: host.errors as u64,
                 overloads: 0,
                 in_flight_us: (host.in_flight_s * 1e6) as u64,
-                in_flight: host.in_flight.round() as u32,
+                in_flight: host.says.unwrap_or(host.in_flight.round() as u32),
                 utilization_permille: Some((utilization * 1e3).round() as u32),
             };
             let backend = Backend { service: name(), address: address(at), incarnation: 1 };
@@ -250,4 +253,18 @@ fn an_operators_percentage_is_not_evened_out() {
     fleet.seconds(200);
     let share = fleet.published()[0];
     assert!((0.045..0.06).contains(&share), "{share} of 1/19");
+}
+
+#[test]
+fn one_that_says_it_is_buried_moves_nobody_else() {
+    let hosts = [vec![Host::of(0.05); 8], vec![Host::of(0.15); 2]].concat();
+    let mut fleet = Fleet::new(PolicyKind::WeightedRoundRobin, hosts, 0.6);
+    fleet.seconds(60);
+    fleet.hosts[0].says = Some(u32::MAX);
+    for second in 0..60 {
+        fleet.second();
+        let shares = fleet.published();
+        let slow = shares[9] / shares[7];
+        assert!((0.2..0.5).contains(&slow), "a slow host has {slow} of a fast one's after {second} s: {shares:?}");
+    }
 }
