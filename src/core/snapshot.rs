@@ -99,8 +99,8 @@ impl ServiceSnapshot {
 /// How the endpoints of a service fare together, for clients, that see some of them. Zeros while nobody reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fleet {
-    /// Calls in flight per usual share (weight 100 times capacity 1000) of which nine in ten offered endpoints have less,
-    /// thousandths.
+    /// Calls in flight per usual capacity (1000 in a list) of which nine in ten offered endpoints have less, thousandths: what
+    /// a client hears of an endpoint's load, over what its list says of the capacity, is in the same unit.
     pub hot_milli: u32,
     /// Mean time that a call takes where it has not to wait, microseconds.
     pub service_time_us: u64,

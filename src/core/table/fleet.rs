@@ -2,7 +2,7 @@
 //! cannot find out. Medians and quantiles, or means of what is bounded for each: one that lies moves no number by more than
 //! its part. Slow enough to be a second old everywhere.
 
-use super::{endpoint::Endpoint, service::Service};
+use super::{capacity::USUAL_MILLI, endpoint::Endpoint, service::Service};
 use crate::{config::PolicyKind, snapshot::Fleet};
 
 /// Weight of the newest second against the past: half of what is told is of the last second, nine tenths of the last four.
@@ -91,7 +91,7 @@ impl Service {
         let utilizations = endpoints.iter().filter_map(|e| e.load.utilization_permille());
         // Above full are calls that wait: full is full, and nobody counts for more than one.
         let utilizations: Vec<f64> = utilizations.map(|permille| f64::from(permille.min(1000)) / 1e3).collect();
-        let in_flight = endpoints.iter().map(|e| f64::from(e.load.in_flight()) / self.usual_shares(e)).collect();
+        let in_flight = endpoints.iter().map(|e| f64::from(e.load.in_flight()) / self.usual_capacities(e)).collect();
         let times = endpoints.iter().filter_map(|e| e.load.time_in_system_us()).collect();
         let mut turned_away: Vec<f64> = endpoints.iter().map(|e| e.load.overloaded()).collect();
         turned_away.sort_by(f64::total_cmp);
@@ -123,13 +123,18 @@ impl Service {
         self.gauge = new;
     }
 
-    /// The endpoint's share as lists have it, in usual ones, so that clients compare like with like.
-    fn usual_shares(&self, endpoint: &Endpoint) -> f64 {
-        let capacity = match self.config.policy {
-            PolicyKind::LeastLoad | PolicyKind::WeightedRoundRobin => endpoint.capacity.ratio(),
-            PolicyKind::RoundRobin | PolicyKind::RingHash => 1.0,
+    /// The endpoint's capacity as lists told it last, in usual ones: what clients hear of its load is taken per this.
+    fn usual_capacities(&self, endpoint: &Endpoint) -> f64 {
+        let told = match self.config.policy {
+            PolicyKind::LeastLoad => self.snapshot.as_deref().and_then(|seen| seen.endpoint(&endpoint.spec.address)),
+            // Clients of these are told that all are alike.
+            PolicyKind::WeightedRoundRobin | PolicyKind::RoundRobin | PolicyKind::RingHash => return 1.0,
         };
-        f64::from(endpoint.spec.weight.max(1)) / USUAL_WEIGHT * capacity
+        let per_weight = match told.map_or(0, |told| told.capacity_milli) {
+            0 => USUAL_MILLI,
+            known => known,
+        };
+        f64::from(endpoint.spec.weight.max(1)) / USUAL_WEIGHT * f64::from(per_weight) / f64::from(USUAL_MILLI)
     }
 }
 
@@ -149,10 +154,12 @@ mod tests {
     use crate::{
         config::ServiceConfig,
         event::{Backend, Event, LoadReport},
-        model::{Address, EndpointSpec, ServiceName, SourceId, Timestamp},
+        model::{Address, Cohort, EndpointSpec, Locality, ServiceName, SourceId, Timestamp},
+        policy::assign,
+        snapshot::ServiceSnapshot,
         table::Table,
     };
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     /// What one backend does in a second.
     #[derive(Clone, Copy)]
@@ -169,14 +176,20 @@ mod tests {
         table: Table,
         now: Timestamp,
         sums: Vec<LoadReport>,
+        service: Option<Arc<ServiceSnapshot>>,
         fleet: Fleet,
     }
 
     impl World {
         fn new(size: usize) -> Self {
-            let mut table = Table::new(1, ServiceConfig::default(), Timestamp(0));
-            let specs: Vec<_> =
-                (0..size).map(|at| EndpointSpec { incarnation: 1, ..EndpointSpec::at(address(at)) }).collect();
+            Self::with(PolicyKind::LeastLoad, &vec![100; size])
+        }
+
+        fn with(policy: PolicyKind, weights: &[u32]) -> Self {
+            let size = weights.len();
+            let mut table = Table::new(1, ServiceConfig { policy, ..ServiceConfig::default() }, Timestamp(0));
+            let spec = |(at, weight)| EndpointSpec { incarnation: 1, weight, ..EndpointSpec::at(address(at)) };
+            let specs: Vec<_> = weights.iter().copied().enumerate().map(spec).collect();
             let source = SourceId::parse("file").unwrap();
             let detail = String::new();
             let listed = Event::EndpointsListed { source, service: name(), endpoints: specs.clone(), detail };
@@ -185,7 +198,7 @@ mod tests {
                 table.apply(Event::Registered { service: name(), endpoint }, Timestamp(0)).unwrap();
             }
             let sums = vec![LoadReport::default(); size];
-            Self { table, now: Timestamp(0), sums, fleet: Fleet::default() }
+            Self { table, now: Timestamp(0), sums, service: None, fleet: Fleet::default() }
         }
 
         fn second(&mut self, what: impl Fn(usize) -> Second) -> Fleet {
@@ -203,7 +216,9 @@ mod tests {
                 self.table.apply(Event::LoadReported { backend, load: *sums }, self.now).unwrap();
             }
             if let Some(snapshot) = self.table.publish(self.now) {
-                self.fleet = snapshot.services[&name()].fleet;
+                let service = snapshot.services[&name()].clone();
+                self.fleet = service.fleet;
+                self.service = Some(service);
             }
             self.fleet
         }
@@ -232,6 +247,27 @@ mod tests {
         assert_eq!(fleet.probe_percent, 200, "two for a call of 50 ms");
         let quick = World::new(20).seconds(30, |_| Second { calls: 50_000, ..USUAL });
         assert_eq!(quick.probe_percent, 3, "of a call of 100 us they would be a third");
+    }
+
+    #[test]
+    fn hot_is_per_capacity_as_lists_tell_it() {
+        // Twenty in flight on an endpoint of twice the weight and twice the calls for that.
+        let large = [200, 200, 200, 100, 100];
+        let busy = |at| if at < 3 { Second { calls: 400, in_flight: 20, ..USUAL } } else { USUAL };
+        for (policy, least) in
+            [(PolicyKind::LeastLoad, 5), (PolicyKind::WeightedRoundRobin, 20), (PolicyKind::RoundRobin, 20)]
+        {
+            let mut world = World::with(policy, &large);
+            let fleet = world.seconds(60, busy);
+            let service = world.service.clone().unwrap();
+            let lists = assign(&service, &Cohort { seed: 0, locality: Locality::unknown() });
+            let told =
+                |at: usize| lists.endpoints.iter().find(|e| e.spec.address == address(at)).unwrap().capacity_milli;
+            let mut per_capacity: Vec<u32> = (0..5).map(|at| busy(at).in_flight * 1_000_000 / told(at)).collect();
+            per_capacity.sort_unstable();
+            assert!(fleet.hot_milli.abs_diff(per_capacity[3]) < 300, "{policy:?}: {fleet:?}, {per_capacity:?}");
+            assert!(fleet.hot_milli >= least * 1000, "{policy:?}: {fleet:?}");
+        }
     }
 
     #[test]
