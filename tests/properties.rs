@@ -20,7 +20,7 @@ use lookaside_core::{
     explain::{Verdict, explain},
     limits::{CAPACITY_MILLI_MAX, CAPACITY_MILLI_MIN},
     model::{Address, Cohort, Locality, Timestamp},
-    policy::{ListMode, assign},
+    policy::{Assigned, ListMode, assign},
     snapshot::{Code, Mode, ServiceSnapshot, Snapshot, State, Status},
 };
 use proptest::prelude::*;
@@ -79,6 +79,21 @@ fn check_capacities(service: &ServiceSnapshot) {
         let weights: u64 = tier().map(|e| u64::from(e.spec.weight)).sum();
         let products: u64 = tier().map(|e| u64::from(e.spec.weight) * u64::from(e.capacity_milli)).sum();
         assert!(u64::from(offered.capacity_milli) * weights <= 2 * products, "{offered:?} of {capacities:?}");
+    }
+}
+
+/// The same in every list, where all have the same weight and nobody sees a part.
+fn check_shares(service: &ServiceSnapshot) {
+    for cohort in cohorts() {
+        let list = assign(service, &cohort);
+        let share = |e: &Assigned| u64::from(e.weight) * u64::from(e.capacity_milli);
+        for endpoint in &list.endpoints {
+            let tier = || list.endpoints.iter().filter(|e| e.priority == endpoint.priority && e.weight > 0);
+            let (count, sum): (u64, u64) = (tier().count() as u64, tier().map(share).sum());
+            // Weights are whole numbers: one step of rounding each.
+            let rounding = count * u64::from(endpoint.capacity_milli);
+            assert!(share(endpoint) * count <= 2 * (sum + rounding), "{endpoint:?} of {list:?}");
+        }
     }
 }
 
@@ -349,7 +364,9 @@ proptest! {
         reports in prop::collection::vec((0..4u8, absurd(), absurd(), absurd(), prop::option::of(any::<u32>())), 1..60),
         policy in prop::sample::select(PolicyKind::ALL.to_vec()),
     ) {
-        let mut world = World::with(ServiceConfig { policy, slow_start: Duration::ZERO, ..ServiceConfig::default() });
+        let mut config = ServiceConfig { policy, slow_start: Duration::ZERO, ..ServiceConfig::default() };
+        config.locality.prefer_zone = true;
+        let mut world = World::with(config);
         for at in 0..ENDPOINTS {
             world.happens(&Fact::Register { at, incarnation: 1 });
             world.happens(&Fact::Check { at, how: 7 });
@@ -374,6 +391,7 @@ proptest! {
             world.pass(1000, |_, world| {
                 check_lists(world.service());
                 check_capacities(world.service());
+                check_shares(world.service());
             });
         }
     }

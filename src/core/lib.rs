@@ -7,6 +7,7 @@
 //! Nothing here reads a clock, opens a socket, draws a random number or depends on the order of a hash: the same events
 //! at the same times give the same lists, in the service and under a virtual clock.
 
+mod ceiling;
 pub mod config;
 pub mod decision;
 pub mod event;

@@ -3,6 +3,7 @@
 //! came about.
 
 use crate::{
+    ceiling,
     config::PolicyKind,
     hash::Hasher,
     limits::WEIGHT_MAX,
@@ -103,12 +104,15 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
     let mut endpoints: Vec<Assigned> = Vec::with_capacity(service.endpoints.len());
     for (priority, tier) in tiers.chosen.iter().enumerate() {
         let help = |e: &EndpointSnapshot| tiers.help_milli(e).filter(|_| priority == 0);
+        // Who helps out has a part of its weight.
+        let part = |e: &EndpointSnapshot| u64::from(help(e).unwrap_or(1000).min(HELP_MILLI_MAX));
+        let ceiling = ceiling::of(tier.iter().map(|e| (u64::from(e.spec.weight) * part(e), e.capacity_milli)));
         let mut subset = subset::choose(tier, service.config.subset(), service.config.policy, cohort, help);
-        order::sort(service.config.policy, &mut subset.endpoints, cohort);
+        order::sort(service.config.policy, &mut subset.endpoints, cohort, ceiling);
         endpoints.extend(subset.endpoints.iter().map(|endpoint| Assigned {
             priority: priority as u32,
-            weight: subset.weight(endpoint),
-            capacity_milli: capacity_milli(service.config.policy, endpoint),
+            weight: subset.weight(endpoint, ceiling),
+            capacity_milli: capacity_milli(service.config.policy, endpoint, ceiling),
             reasons: reasons(endpoint, priority, &tiers),
             is_keyed_by_instance: keys.is_by_instance(&endpoint.spec),
             spec: endpoint.spec.clone(),
@@ -138,18 +142,21 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
     assignment
 }
 
+/// More than this, thousandths of its weight, no helper counts in the ceiling of a tier: sums stay far from overflow.
+const HELP_MILLI_MAX: u32 = 1_000_000;
+
 /// The weight that the configuration gives where it says nothing.
 const WEIGHT_USUAL: u64 = 100;
 
 /// Share of calls wanted. For `least_load` what is configured is in the capacity, where what is measured corrects it, and the
 /// weight says how much of that is wanted: all, but for those that start or that an operator holds back. For
 /// `weighted_round_robin`, which clients use that know of nothing else, both are in the weight. Who is offered at all is offered
-/// some.
-fn weight(policy: PolicyKind, endpoint: &EndpointSnapshot) -> u32 {
+/// some. No capacity counts above the ceiling of the tier.
+fn weight(policy: PolicyKind, endpoint: &EndpointSnapshot, ceiling: u32) -> u32 {
     let own = u64::from(endpoint.weight);
     let weight = match policy {
         PolicyKind::LeastLoad => own * WEIGHT_USUAL / u64::from(endpoint.spec.weight.max(1)),
-        PolicyKind::WeightedRoundRobin => own * u64::from(endpoint.capacity_milli) / 1000,
+        PolicyKind::WeightedRoundRobin => own * u64::from(endpoint.capacity_milli.min(ceiling)) / 1000,
         PolicyKind::RoundRobin | PolicyKind::RingHash => own,
     };
     weight.clamp(endpoint.weight.min(1).into(), WEIGHT_MAX.into()) as u32
@@ -165,10 +172,10 @@ fn whole_weight(policy: PolicyKind, endpoint: &EndpointSnapshot) -> u64 {
 
 /// What clients are told of an endpoint's capacity, thousandths of the usual one; their share for it is weight times this, and
 /// what they hear of its load is taken per this.
-fn capacity_milli(policy: PolicyKind, endpoint: &EndpointSnapshot) -> u32 {
+fn capacity_milli(policy: PolicyKind, endpoint: &EndpointSnapshot, ceiling: u32) -> u32 {
     let per_weight = match endpoint.capacity_milli {
         0 => 1000,
-        known => u64::from(known),
+        known => u64::from(known.min(ceiling)),
     };
     match policy {
         PolicyKind::LeastLoad => {

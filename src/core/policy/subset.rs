@@ -87,8 +87,8 @@ impl Subset<'_> {
     }
 
     /// The share of calls that an endpoint is to have of this cohort, against the others.
-    pub(super) fn weight(&self, endpoint: &EndpointSnapshot) -> u32 {
-        let whole = weight(self.policy, endpoint);
+    pub(super) fn weight(&self, endpoint: &EndpointSnapshot, ceiling: u32) -> u32 {
+        let whole = weight(self.policy, endpoint, ceiling);
         let Some(part) = self.parts.get(&endpoint.spec.address).filter(|_| whole > 0) else {
             return whole;
         };

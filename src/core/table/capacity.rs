@@ -16,7 +16,6 @@ use crate::{
     event::LoadReport,
     limits::{CAPACITY_MILLI_MAX, CAPACITY_MILLI_MIN},
     model::{EndpointSpec, Timestamp},
-    snapshot::EndpointSnapshot,
 };
 
 /// The capacity of the median endpoint, and of one of which nothing is known.
@@ -391,33 +390,6 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     let count = values.len();
     let (low, high) = (values.get(count.checked_sub(1)? / 2)?, values.get(count / 2)?);
     Some((low + high) / 2.0)
-}
-
-/// No capacity is more than twice the mean of its tier by weight, so that no share is more than twice what the weight alone
-/// would give: what a backend reports of itself is its own word, and anybody may lie. Exact for each snapshot, since it goes
-/// by those who are offered in it.
-pub(super) fn cap(endpoints: &mut [EndpointSnapshot]) {
-    let mut offered: Vec<_> = endpoints.iter_mut().filter(|e| e.state.is_offered() && e.capacity_milli > 0).collect();
-    offered.sort_by_key(|e| (e.spec.priority, std::cmp::Reverse(e.capacity_milli)));
-    for tier in offered.chunk_by_mut(|a, b| a.spec.priority == b.spec.priority) {
-        let weight = |e: &EndpointSnapshot| u64::from(e.spec.weight.max(1));
-        let all: u64 = tier.iter().map(|e| weight(e)).sum();
-        // Those at the ceiling have it in common: w c <= 2 w (c W + R) / A, solved for c, with W the weight of those at the
-        // ceiling, A that of all, and R what the others are worth. Never more than half of the weight is at the ceiling.
-        let mut rest: u64 = tier.iter().map(|e| weight(e) * u64::from(e.capacity_milli)).sum();
-        let mut above = 0;
-        for at in 0..tier.len() {
-            let ceiling = 2 * rest / all.saturating_sub(2 * above).max(1);
-            let own = u64::from(tier[at].capacity_milli);
-            if own <= ceiling {
-                let ceiling = u32::try_from(ceiling).unwrap_or(u32::MAX);
-                tier[..at].iter_mut().for_each(|e| e.capacity_milli = ceiling);
-                break;
-            }
-            above += weight(tier[at]);
-            rest -= weight(tier[at]) * own;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::{endpoint::Endpoint, service::Service, words::Words};
 use crate::{
+    ceiling,
     event::Client,
     model::{Cohort, Locality, Timestamp},
     snapshot::Seats,
@@ -151,9 +152,12 @@ impl Service {
         };
         let meant: Vec<&Endpoint> = self.endpoints.values().filter(is_meant).collect();
         let best = meant.iter().map(|e| e.spec.priority).min();
+        // As lists hold it.
+        let tier = meant.iter().filter(|e| Some(e.spec.priority) == best && e.may_be_offered());
+        let ceiling = ceiling::of(tier.map(|e| (e.spec.weight.into(), self.capacity_milli(e))));
         let capacity = |e: &Endpoint| {
             let percent = words.and_then(|words| words.effective(&e.spec).weight_percent).map_or(100, |(p, _)| p);
-            let measured = self.capacity_milli(e).max(1);
+            let measured = self.capacity_milli(e).min(ceiling).max(1);
             let capacity = f64::from(e.spec.weight) * f64::from(percent) * f64::from(measured);
             if e.may_be_offered() { capacity } else { 0.0 }
         };

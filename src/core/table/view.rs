@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    capacity,
     endpoint::Endpoint,
     health::Verdict,
     service::Service,
     words::{Effective, Words},
 };
 use crate::{
+    ceiling,
     event::Override,
     limits::WEIGHT_MAX,
     model::{SourceId, Timestamp, Version},
@@ -35,7 +35,7 @@ pub(super) fn view(service: &Service, light: &Light<'_>) -> ServiceSnapshot {
     }
     let mut endpoints: Vec<EndpointSnapshot> =
         faces.into_iter().map(|face| face.snapshot(service, &stance, light)).collect();
-    capacity::cap(&mut endpoints);
+    cap(&mut endpoints);
     let Stance { mode, mut note, .. } = stance;
     let pending = endpoints.iter().filter(|e| e.state == State::Pending).count();
     let nothing_offered = endpoints.iter().all(|e| !e.state.is_offered());
@@ -63,6 +63,17 @@ pub(super) fn view(service: &Service, light: &Light<'_>) -> ServiceSnapshot {
         after.changed_at = before.changed_at;
     }
     after
+}
+
+/// No capacity is above the ceiling of its priority. Exact for each snapshot, since it goes by those who are offered in it; lists
+/// hold each to the ceiling of its own tier besides.
+fn cap(endpoints: &mut [EndpointSnapshot]) {
+    let mut offered: Vec<_> = endpoints.iter_mut().filter(|e| e.state.is_offered()).collect();
+    offered.sort_by_key(|e| e.spec.priority);
+    for tier in offered.chunk_by_mut(|a, b| a.spec.priority == b.spec.priority) {
+        let ceiling = ceiling::of(tier.iter().map(|e| (e.spec.weight.into(), e.capacity_milli)));
+        tier.iter_mut().for_each(|e| e.capacity_milli = e.capacity_milli.min(ceiling));
+    }
 }
 
 /// An endpoint before the mode of its service is known.
