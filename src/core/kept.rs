@@ -1,9 +1,9 @@
 //! What of a table outlives the balancer: who there is, who says so, and what was found out about each, so that the next
 //! start can serve what this one served. Written and read by others; here are its parts alone.
 //!
-//! Left out is what the next start learns anew within seconds or has from elsewhere: loads, ejections (clients tell of their
-//! calls every second), versions (its epoch is new), configurations (the file says them again), operators' words (they have
-//! a file of their own).
+//! Left out is what the next start learns anew within seconds or has from elsewhere: loads (but for capacities, without which a
+//! fleet of unequal hosts would be called evenly meanwhile), ejections (clients tell of their calls every second), versions
+//! (its epoch is new), configurations (the file says them again), operators' words (they have a file of their own).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -70,6 +70,9 @@ pub struct KeptEndpoint {
     /// How far its share had grown, permille in steps; `None` once it has all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warming_permille: Option<u32>,
+    /// Its capacity as lists had it, thousandths; `None` where nothing was known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_milli: Option<u32>,
 }
 
 /// What was found out about an endpoint.

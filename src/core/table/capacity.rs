@@ -128,18 +128,28 @@ struct Found {
     at: Timestamp,
     rate_ln: f64,
     completions: f64,
+    /// What was to be expected of it, against the median.
+    presumed_ln: f64,
 }
 
-/// How far endpoints lie apart beyond what chance does to their measurements. Where that is nothing, nothing measured of a
+impl Found {
+    /// How far it is from what was to be expected.
+    fn surprise_ln(&self, median_ln: f64) -> f64 {
+        self.rate_ln - median_ln - self.presumed_ln
+    }
+}
+
+/// How far endpoints lie apart beyond what chance does to their measurements, from the median or from what the last start had
+/// found. Where that is nothing, nothing measured of a
 /// single one is believed; where it is much, all of it: the estimate of James and Stein (1961), which is nearer to the truth
 /// than the measurements for the fleet as a whole.
 #[derive(Debug, Clone, Copy)]
 struct Spread {
     measure: Measure,
     median_ln: f64,
-    /// Variance of the endpoints' own rates, as logarithms.
+    /// Variance of the endpoints' own rates, as logarithms, around what was to be expected of each.
     variance: f64,
-    /// The same without the one that is furthest from the median, and how far that is: one that lies is not to have noise of the
+    /// The same without the one that is furthest from that, and how far that is: one that lies is not to have noise of the
     /// others believed.
     variance_of_others: f64,
     furthest_ln: f64,
@@ -149,7 +159,7 @@ impl Spread {
     fn of(measure: Measure, found: &[Found]) -> Option<Self> {
         let median_ln = median(found.iter().map(|found| found.rate_ln).collect())?;
         let max = measure.ratio_ln_max();
-        let away = |found: &Found| (found.rate_ln - median_ln).abs().min(max);
+        let away = |found: &Found| found.surprise_ln(median_ln).abs().min(max);
         // What there is beyond chance, squared, and how far off the furthest is.
         let beyond = |found: &Found| away(found).powi(2) - measure.variance(found.completions);
         let furthest = found.iter().max_by(|a, b| away(a).total_cmp(&away(b)))?;
@@ -166,7 +176,7 @@ impl Spread {
 
     /// How far a measurement is to be believed against the median.
     fn trust(&self, found: Found) -> f64 {
-        let away = (found.rate_ln - self.median_ln).abs();
+        let away = found.surprise_ln(self.median_ln).abs();
         let variance = if away < self.furthest_ln { self.variance_of_others } else { self.variance };
         variance / (variance + self.measure.variance(found.completions))
     }
@@ -182,6 +192,8 @@ pub(super) struct Capacity {
     /// What its reports say is no evidence now.
     is_frozen: bool,
     found: Option<Found>,
+    /// What the last start of the balancer had found, as `ratio_ln`, and when this one began with it.
+    restored: Option<(Timestamp, f64)>,
     /// Against the median, as a logarithm, and where that is going.
     ratio_ln: f64,
     target_ln: f64,
@@ -197,6 +209,7 @@ impl Default for Capacity {
             is_fresh: false,
             is_frozen: false,
             found: None,
+            restored: None,
             ratio_ln: 0.0,
             target_ln: 0.0,
             milli: USUAL_MILLI,
@@ -205,6 +218,25 @@ impl Default for Capacity {
 }
 
 impl Capacity {
+    /// As the last start of the balancer had it: it holds as long as any other estimate without new evidence.
+    pub(super) fn restored(milli: u32, now: Timestamp) -> Self {
+        let milli = milli.clamp(CAPACITY_MILLI_MIN, CAPACITY_MILLI_MAX);
+        let ratio_ln = (f64::from(milli) / f64::from(USUAL_MILLI)).ln();
+        Self { restored: Some((now, ratio_ln)), ratio_ln, target_ln: ratio_ln, milli, ..Self::default() }
+    }
+
+    /// Whether anything was ever found out about it that still counts.
+    pub(super) fn is_known(&self) -> bool {
+        self.found.is_some() || self.restored.is_some()
+    }
+
+    /// What it is where there is no evidence: the median, or what the last start had found, the less the older that is.
+    fn presumed_ln(&self, now: Timestamp) -> f64 {
+        self.restored.map_or(0.0, |(at, ratio_ln)| {
+            ratio_ln * (1.0 - now.since(at).as_secs_f64() / EXPIRY.as_secs_f64()).max(0.0)
+        })
+    }
+
     /// Takes in what happened from one report to the next. Sums that fell are no sums.
     pub(super) fn reported(
         &mut self,
@@ -214,7 +246,9 @@ impl Capacity {
     ) {
         let ((then, before), (now, after)) = (before, after);
         if after.utilization_permille.is_some() && self.measure != Measure::Utilization {
-            *self = Self { measure: Measure::Utilization, milli: self.milli, ..Self::default() };
+            let Self { milli, restored, ratio_ln, .. } = *self;
+            let (ratio_ln, target_ln) = (restored.map_or(0.0, |_| ratio_ln), self.presumed_ln(now));
+            *self = Self { measure: Measure::Utilization, milli, restored, ratio_ln, target_ln, ..Self::default() };
         }
         let passed = now.since(then);
         let fell = after.completions < before.completions
@@ -258,10 +292,14 @@ impl Capacity {
         };
         if is_fresh && is_busy && self.sums.good >= COMPLETIONS_MIN {
             let rate_ln = (self.sums.good / self.sums.cost_s / f64::from(weight.max(1))).ln();
-            self.found = Some(Found { at: now, rate_ln, completions: self.sums.good });
+            let presumed_ln = self.presumed_ln(now);
+            self.found = Some(Found { at: now, rate_ln, completions: self.sums.good, presumed_ln });
         }
-        if self.found.is_some_and(|found| now.since(found.at) >= EXPIRY) {
-            self.found = None;
+        let is_over = |at: Timestamp| now.since(at) >= EXPIRY;
+        let was_known = self.is_known();
+        self.found = self.found.filter(|found| !is_over(found.at));
+        self.restored = self.restored.filter(|(at, _)| !is_over(*at));
+        if was_known && !self.is_known() {
             self.target_ln = 0.0;
         }
     }
@@ -272,7 +310,8 @@ impl Capacity {
             && found.at == now
         {
             let max = self.measure.ratio_ln_max();
-            self.target_ln = (fleet.trust(found) * (found.rate_ln - fleet.median_ln)).clamp(-max, max);
+            let surprise_ln = fleet.trust(found) * found.surprise_ln(fleet.median_ln);
+            self.target_ln = (found.presumed_ln + surprise_ln).clamp(-max, max);
         }
         let most = SLEW_PER_S.ln() * seconds;
         self.ratio_ln += (self.target_ln - self.ratio_ln).clamp(-most, most);
@@ -332,13 +371,17 @@ impl Service {
         self.endpoints.values_mut().for_each(|endpoint| endpoint.capacity.look(endpoint.spec.weight, now));
         // After a pause of the balancer itself nothing leaps.
         let seconds = passed.min(PERIOD * 2).as_secs_f64();
+        // After a start of the balancer the fast ones are heard first, and their median is nobody's measure.
+        let is_unheard = |e: &&Endpoint| e.capacity.restored.is_some() && e.capacity.found.is_none();
+        let unheard = self.endpoints.values().filter(is_unheard).count();
         for measure in Measure::ALL {
             let capacities = || self.endpoints.values().map(|e| &e.capacity).filter(|c| c.measure == measure);
-            let fleet = Spread::of(measure, &capacities().filter_map(|c| c.found).collect::<Vec<_>>());
+            let found: Vec<Found> = capacities().filter_map(|c| c.found).collect();
+            let fleet = Spread::of(measure, &found).filter(|_| found.len() >= unheard);
             let capacities = self.endpoints.values_mut().map(|e| &mut e.capacity);
             capacities.filter(|c| c.measure == measure).for_each(|c| c.follow(fleet.as_ref(), seconds, now));
         }
-        self.scale.is_known = self.endpoints.values().any(|e| e.capacity.found.is_some());
+        self.scale.is_known = self.endpoints.values().any(|e| e.capacity.is_known());
         let may_gather = now.since(self.scale.gathered_at) >= GATHER;
         let mut gathered = false;
         for endpoint in self.endpoints.values_mut() {

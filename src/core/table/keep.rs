@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use super::{
     Refusal, Table,
+    capacity::{Capacity, USUAL_MILLI},
     endpoint::{Endpoint, Registration},
     health::Health,
     service::Service,
 };
 use crate::{
+    config::PolicyKind,
     kept::{Kept, KeptEndpoint, KeptService},
     limits::{PRIORITY_MAX, SERVICES_MAX, WEIGHT_MAX},
     model::{EndpointSpec, Timestamp},
@@ -105,7 +107,18 @@ impl Service {
             withdrawn: endpoint.withdrawn_at.is_some(),
             newcomer: endpoint.newcomer,
             warming_permille: endpoint.warming_since.map(|_| step),
+            capacity_milli: self.keep_capacity(endpoint),
         }
+    }
+
+    /// As lists had it, where they had any.
+    fn keep_capacity(&self, endpoint: &Endpoint) -> Option<u32> {
+        let is_known = match self.config.policy {
+            PolicyKind::LeastLoad => endpoint.capacity.is_known(),
+            PolicyKind::WeightedRoundRobin => self.scale.is_known,
+            PolicyKind::RoundRobin | PolicyKind::RingHash => false,
+        };
+        is_known.then(|| self.capacity_milli(endpoint)).filter(|milli| *milli > 0)
     }
 
     /// Lets go of sources that it was restored with and that the configuration no longer has.
@@ -124,6 +137,7 @@ impl Service {
         self.answered = kept.answered;
         let endpoints = kept.endpoints.into_iter().map(|kept| restored(kept, now));
         self.endpoints = endpoints.map(|endpoint| (endpoint.spec.address.clone(), endpoint)).collect();
+        self.scale.is_known = self.endpoints.values().any(|endpoint| endpoint.capacity.is_known());
     }
 }
 
@@ -133,6 +147,7 @@ fn restored(kept: KeptEndpoint, now: Timestamp) -> Endpoint {
         Some(listed) => Some(bounded(listed)),
         None => (!kept.listed_by.is_empty()).then(|| spec.clone()),
     };
+    let capacity = kept.capacity_milli.map_or_else(Capacity::default, |milli| Capacity::restored(milli, now));
     let registration = Registration { renewed_at: now, connected: false, late: false, restored: true };
     Endpoint {
         listed_by: kept.listed_by,
@@ -145,6 +160,8 @@ fn restored(kept: KeptEndpoint, now: Timestamp) -> Endpoint {
         warming_since: kept.warming_permille.map(|_| now),
         warmed_permille: kept.warming_permille.map_or(0, |permille| u64::from(permille.min(1000))),
         trusted: kept.trusted,
+        measured_milli: kept.capacity_milli.map_or(USUAL_MILLI, |_| capacity.milli()),
+        capacity,
         ..Endpoint::new(spec, kept.newcomer, now)
     }
 }

@@ -785,6 +785,7 @@ async fn of_what_was_restored_those_who_may_know_more_get_additions_and_all_othe
         withdrawn: false,
         newcomer: false,
         warming_permille: None,
+        capacity_milli: None,
     };
     let endpoints = ["10.0.0.1:1", "10.0.0.2:1"].map(registered).to_vec();
     let kept = KeptService { endpoints, ..KeptService::default() };

@@ -277,7 +277,8 @@ fn one_absurd_report_has_no_noise_of_the_others_believed() {
     let completions = 100.0;
     // As chance alone has it of a hundred calls each: 14 %.
     let noisy = |at: u32| (f64::from(at) - 9.5) * 0.024;
-    let mut found: Vec<Found> = (0..20).map(|at| Found { at: Timestamp(0), rate_ln: noisy(at), completions }).collect();
+    let mut found: Vec<Found> =
+        (0..20).map(|at| Found { at: Timestamp(0), rate_ln: noisy(at), completions, presumed_ln: 0.0 }).collect();
     let trust = |found: &[Found], at: usize| Spread::of(Measure::Utilization, found).unwrap().trust(found[at]);
     assert!(trust(&found, 0) < 0.01, "{}", trust(&found, 0));
     found[19].rate_ln = 40.0;
