@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test suite: what cannot be is a failed test")]
 
+#[path = "properties/liars.rs"]
+mod liars;
 #[path = "properties/subsets.rs"]
 mod subsets;
 #[path = "properties/world.rs"]

@@ -21,10 +21,10 @@ const STEP_PERMILLE: u32 = 100;
 const STEP_IN_TIME_PERMILLE: u32 = 30;
 const IN_TIME: Duration = Duration::from_secs(5);
 
-/// In flight on an endpoint counts up to so many times what the median one has for its share, and at least so many calls: one
-/// that says anything would otherwise have its calls sent to the others, and drown what these differ by.
-const IN_FLIGHT_TIMES: f64 = 4.0;
-const IN_FLIGHT_MIN: f64 = 4.0;
+/// What an endpoint says of its calls counts up to so many times what the median one says for its share, and at least up to so
+/// many: one that says anything would otherwise have its calls sent to the others, and drown what these differ by.
+const BELIEVED_TIMES: f64 = 4.0;
+const BELIEVED_MIN: f64 = 4.0;
 
 /// What the endpoints of one tier have in common.
 #[derive(Default)]
@@ -35,16 +35,23 @@ struct Totals {
     shares_heard: f64,
     calls_per_second: f64,
     in_flight: f64,
-    /// In flight per share, of each that has said so; and of the median one.
-    told: Vec<f64>,
-    in_flight_usual: f64,
 }
 
-impl Totals {
-    /// What is believed to be in flight on an endpoint.
-    fn believed(&self, in_flight: f64, share: f64) -> f64 {
-        in_flight.min((IN_FLIGHT_TIMES * self.in_flight_usual * share).max(IN_FLIGHT_MIN))
-    }
+/// What each has said, per share: calls in flight, and calls per second.
+#[derive(Default)]
+struct Told {
+    in_flight: Vec<f64>,
+    calls_per_second: Vec<f64>,
+}
+
+/// The lower one of two in the middle: of two endpoints one may lie. 0 of none.
+fn usual(mut told: Vec<f64>) -> f64 {
+    told.sort_by(f64::total_cmp);
+    told.get(told.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
+}
+
+fn believed(told: f64, usual: f64, share: f64) -> f64 {
+    told.min((BELIEVED_TIMES * usual * share).max(BELIEVED_MIN))
 }
 
 /// A part of the whole.
@@ -70,6 +77,7 @@ impl Service {
         let Some(shown) = self.snapshot.clone() else { return };
         let horizon_s = 2.0 * (self.config.report_period + PUSH).as_secs_f64();
         let mut tiers: BTreeMap<Tier<'_>, Totals> = BTreeMap::new();
+        let mut told: BTreeMap<Tier<'_>, Told> = BTreeMap::new();
         let mut parts = Vec::with_capacity(shown.endpoints.len());
         for seen in shown.endpoints.iter().filter(|e| e.weight > 0) {
             let Some(endpoint) = self.endpoints.get(&seen.spec.address) else { continue };
@@ -81,19 +89,24 @@ impl Service {
             let total = tiers.entry(tier).or_default();
             total.weights += weight;
             total.shares += share;
-            total.told.extend(in_flight.filter(|_| share > 0.0).map(|in_flight| in_flight / share));
             let (calls_per_second, is_frozen) = (endpoint.load.calls_per_second(), endpoint.capacity.is_frozen());
+            if let Some(in_flight) = in_flight {
+                let told = told.entry(tier).or_default();
+                told.in_flight.push(in_flight / share.max(f64::MIN_POSITIVE));
+                told.calls_per_second.push(calls_per_second / share.max(f64::MIN_POSITIVE));
+            }
             let address = &seen.spec.address;
             parts.push(Part { address, tier, weight, share, calls_per_second, in_flight, is_frozen });
         }
-        for total in tiers.values_mut() {
-            // The lower one of two in the middle: of two endpoints one may lie.
-            total.told.sort_by(f64::total_cmp);
-            total.in_flight_usual = total.told.get(total.told.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
-        }
+        let usual: BTreeMap<Tier<'_>, (f64, f64)> = told
+            .into_iter()
+            .map(|(tier, told)| (tier, (usual(told.in_flight), usual(told.calls_per_second))))
+            .collect();
         for part in &mut parts {
             let Some(total) = tiers.get_mut(&part.tier) else { continue };
-            part.in_flight = part.in_flight.map(|in_flight| total.believed(in_flight, part.share));
+            let (in_flight, calls_per_second) = usual.get(&part.tier).copied().unwrap_or_default();
+            part.in_flight = part.in_flight.map(|told| believed(told, in_flight, part.share));
+            part.calls_per_second = believed(part.calls_per_second, calls_per_second, part.share);
             if let Some(in_flight) = part.in_flight.filter(|_| !part.is_frozen) {
                 total.shares_heard += part.share;
                 total.calls_per_second += part.calls_per_second;
