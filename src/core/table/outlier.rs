@@ -38,7 +38,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// step would make no difference.
 const STEPS_PERMILLE: [u64; 3] = [10, 50, 250];
 
-/// What makes a step: calls that go as those of the others do, or time without a bad one. Few clients call an endpoint that has a hundredth of its share.
+/// What makes a step: calls that go as those of the others do, or time without a bad one. Few clients call an endpoint that has
+/// a hundredth of its share.
 const STEP_CALLS: u32 = 10;
 const STEP_TIME: Duration = Duration::from_secs(3);
 
