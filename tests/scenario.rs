@@ -221,8 +221,13 @@ impl Run {
                 let (calls, errors) = self.served.get(name).copied().unwrap_or((100, 0));
                 load.completions += number("calls").unwrap_or(calls);
                 load.errors += errors;
-                load.in_flight_us += 1_000_000;
-                load.utilization_permille = number("load").map(|load| load as u32).or(load.utilization_permille);
+                load.in_flight_us += number("in_flight").unwrap_or(1) * 1_000_000;
+                load.utilization_permille = match options.get("load") {
+                    // Not measured, as an idle backend says.
+                    Some(&"none") => None,
+                    Some(load) => Some(load.parse().unwrap()),
+                    None => load.utilization_permille,
+                };
                 self.backends.insert(name.to_owned(), (backend.clone(), load));
                 Event::LoadReported { backend, load }
             }

@@ -254,6 +254,12 @@ impl Default for Seats {
 }
 
 impl EndpointSnapshot {
+    /// What calls are divided by: weight times capacity, whichever of the two a policy tells its clients, thousandths.
+    pub(crate) fn share(&self) -> u64 {
+        let capacity_milli = if self.capacity_milli == 0 { 1000 } else { self.capacity_milli };
+        u64::from(self.weight) * u64::from(capacity_milli)
+    }
+
     /// Whether it is offered, and nobody says that it should not be.
     fn serves(&self) -> bool {
         self.state == State::Eligible && self.reasons.iter().all(|reason| reason.code != Code::OutlierEjected)

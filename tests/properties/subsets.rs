@@ -119,7 +119,7 @@ impl Fleet {
 }
 
 /// A client whose name is of a cohort.
-fn of_cohort(seed: u64) -> Client {
+pub(crate) fn of_cohort(seed: u64) -> Client {
     let mut names = (0..).map(|n| ClientId::parse(&format!("web-{n}")).unwrap());
     let id = names.find(|id| Cohort::of(id, Locality::unknown()).seed == seed).unwrap();
     Client { id, peer: Peer(seed), locality: Locality::unknown() }

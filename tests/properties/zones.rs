@@ -3,16 +3,16 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use lookaside_core::{
-    config::{Configuration, ConfiguredService, ServiceConfig},
+    config::{Configuration, ConfiguredService, PolicyKind, ServiceConfig},
     event::{Backend, CheckOutcome, Client, Event, LoadReport, Outcomes},
-    model::{Address, ClientId, Cohort, EndpointSpec, Locality, Peer, SourceId, Timestamp},
-    policy::assign,
+    model::{Address, Cohort, EndpointSpec, Locality, Peer, SourceId, Timestamp},
+    policy::{Assigned, assign},
     snapshot::{Help, Snapshot},
     table::Table,
 };
 use proptest::prelude::*;
 
-use crate::world::service;
+use crate::{subsets::of_cohort, world::service};
 
 /// Calls per second that an endpoint can take.
 const CALLS: f64 = 100.0;
@@ -25,23 +25,34 @@ fn address(zone: usize, at: usize) -> Address {
     Address::parse(&format!("10.0.{zone}.{}:50051", at + 1)).unwrap()
 }
 
+/// The clients of one cohort in a zone, and their calls per second.
+#[derive(Debug, Clone, Copy)]
+struct Callers {
+    zone: usize,
+    seed: u64,
+    calls: f64,
+}
+
 struct Loop {
     table: Table,
     now: Timestamp,
     snapshot: Snapshot,
     endpoints: BTreeMap<Address, usize>,
-    /// Of the clients of a zone, calls per second.
-    demand: [f64; 3],
+    callers: Vec<(Callers, Client)>,
+    /// One who says that he calls, and does not: where, and how often.
+    liar: Option<(Locality, u64)>,
     sequence: u64,
 }
 
 impl Loop {
-    fn new(sizes: [usize; 3], demand: [f64; 3]) -> Self {
+    fn new(sizes: [usize; 3], config: ServiceConfig, callers: &[Callers]) -> Self {
         let endpoints: BTreeMap<Address, usize> =
             (0..3).flat_map(|zone| (0..sizes[zone]).map(move |at| (address(zone, at), zone))).collect();
         let (table, now) = (Table::new(1, ServiceConfig::default(), Timestamp(0)), Timestamp(0));
-        let mut new = Self { table, now, snapshot: Snapshot::default(), endpoints, demand, sequence: 0 };
-        let mut config = ServiceConfig::default();
+        let client = |of: &Callers| (*of, Client { locality: zone(of.zone), ..of_cohort(of.seed) });
+        let callers = callers.iter().map(client).collect();
+        let mut new = Self { table, now, snapshot: Snapshot::default(), endpoints, callers, liar: None, sequence: 0 };
+        let mut config = config;
         config.locality.prefer_zone = true;
         let services = vec![ConfiguredService { name: service(), config: Arc::new(config), endpoints: None }];
         let configuration = Configuration { services, ..Configuration::default() };
@@ -69,15 +80,21 @@ impl Loop {
         self.snapshot.services[&service()].help.clone()
     }
 
-    /// What the lists come to, by endpoint. Everybody sees everything, so one cohort of a zone is like the others.
+    /// Whom a cohort calls, and how much of its calls each gets.
+    fn parts(&self, of: Callers) -> BTreeMap<Address, f64> {
+        let list = assign(&self.snapshot.services[&service()], &Cohort { seed: of.seed, locality: zone(of.zone) });
+        let best: Vec<_> = list.endpoints.into_iter().filter(|e| e.priority == 0).collect();
+        let share = |e: &Assigned| f64::from(e.weight) * f64::from(e.capacity_milli);
+        let whole: f64 = best.iter().map(share).sum();
+        best.iter().map(|e| (e.spec.address.clone(), share(e) / whole)).collect()
+    }
+
+    /// What the lists come to, by endpoint.
     fn loads(&self) -> BTreeMap<Address, f64> {
         let mut loads: BTreeMap<Address, f64> = self.endpoints.keys().map(|address| (address.clone(), 0.0)).collect();
-        for (at, demand) in self.demand.iter().enumerate() {
-            let list = assign(&self.snapshot.services[&service()], &Cohort { seed: 1, locality: zone(at) });
-            let best: Vec<_> = list.endpoints.into_iter().filter(|e| e.priority == 0).collect();
-            let whole: f64 = best.iter().map(|e| f64::from(e.weight)).sum();
-            for endpoint in best {
-                *loads.get_mut(&endpoint.spec.address).unwrap() += demand * f64::from(endpoint.weight) / whole / CALLS;
+        for (of, _) in &self.callers {
+            for (address, part) in self.parts(*of) {
+                *loads.get_mut(&address).unwrap() += of.calls * part / CALLS;
             }
         }
         loads
@@ -97,19 +114,33 @@ impl Loop {
         self.sequence += 1;
         for (address, load) in loads {
             let backend = Backend { service: service(), address, incarnation: 1 };
-            let utilization_permille = Some((load * 1000.0) as u32);
+            // As on the wire: who is idle names nothing.
+            let utilization_permille = Some((load * 1000.0) as u32).filter(|permille| *permille > 0);
             let load = LoadReport { sequence: self.sequence, utilization_permille, ..LoadReport::default() };
             self.event(Event::LoadReported { backend, load });
         }
-        let address = address(0, 0);
-        for (at, demand) in self.demand.into_iter().enumerate() {
-            let id = ClientId::parse(&format!("web-{at}")).unwrap();
-            let client = Client { id, peer: Peer(at as u64), locality: zone(at) };
-            let outcomes = Outcomes { ok: demand as u64, ..Outcomes::default() };
-            self.event(Event::CallsEnded { client, service: service(), address: address.clone(), outcomes });
+        let told = |(of, client): &(Callers, Client)| (client.clone(), of.calls as u64);
+        let mut told: Vec<(Client, u64)> = self.callers.iter().map(told).collect();
+        if let Some((locality, calls)) = &self.liar {
+            told.push((Client { peer: Peer(99), locality: locality.clone(), ..of_cohort(7) }, *calls));
+        }
+        for (client, ok) in told {
+            let (address, outcomes) = (address(0, 0), Outcomes { ok, ..Outcomes::default() });
+            self.event(Event::CallsEnded { client, service: service(), address, outcomes });
         }
         self.turn();
     }
+}
+
+/// Calls per second of each zone, so that all together are so full.
+fn demand(sizes: [usize; 3], parts: [u32; 3], percent: u32) -> [f64; 3] {
+    let calls = sizes.iter().sum::<usize>() as f64 * CALLS * f64::from(percent) / 100.0;
+    parts.map(|part| calls * f64::from(part) / f64::from(parts.iter().sum::<u32>()))
+}
+
+/// One cohort for each zone: where everybody sees everything it is like the others.
+fn one_each(demand: [f64; 3]) -> [Callers; 3] {
+    [0, 1, 2].map(|zone| Callers { zone, seed: 1, calls: demand[zone] })
 }
 
 proptest! {
@@ -121,10 +152,8 @@ proptest! {
         parts in prop::array::uniform3(1..20u32),
         percent in 20..110u32,
     ) {
-        let endpoints: usize = sizes.iter().sum();
-        let calls = endpoints as f64 * CALLS * f64::from(percent) / 100.0;
-        let demand = parts.map(|part| calls * f64::from(part) / f64::from(parts.iter().sum::<u32>()));
-        let mut fleet = Loop::new(sizes, demand);
+        let demand = demand(sizes, parts, percent);
+        let mut fleet = Loop::new(sizes, ServiceConfig::default(), &one_each(demand));
         let mut changes = 0;
         for second in 0..120 {
             let before = fleet.help();
@@ -138,5 +167,66 @@ proptest! {
             prop_assert!(alone > 0.75 || !fleet.help().contains_key(&self::zone(zone)), "needs no help");
         }
         prop_assert!(changes <= 1, "{} changes in a minute of the same", changes);
+    }
+
+    #[test]
+    fn one_who_lies_of_his_calls_steers_no_help(
+        sizes in prop::array::uniform3(2..7usize),
+        parts in prop::array::uniform3(1..20u32),
+        percent in 20..80u32,
+        lies_in in prop::option::of(0..3usize),
+        calls in prop_oneof![Just(u64::MAX), 1_000..100_000u64],
+    ) {
+        let demand = demand(sizes, parts, percent);
+        let mut fleet = Loop::new(sizes, ServiceConfig::default(), &one_each(demand));
+        fleet.liar = Some((lies_in.map_or(Locality::unknown(), zone), calls));
+        (0..120).for_each(|_| fleet.second());
+        let mut fullest = fleet.utilizations();
+        for _ in 0..60 {
+            fleet.second();
+            let now = fleet.utilizations();
+            fullest = [0, 1, 2].map(|zone| f64::max(fullest[zone], now[zone]));
+        }
+        for (zone, utilization) in fullest.into_iter().enumerate() {
+            prop_assert!(utilization <= 0.9, "zone {}: {}, {:?}", zone, utilization, fleet.help());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn with_subsets_every_client_is_helped_and_nobody_gets_more_for_it(
+        parts in prop::array::uniform3(1..20u32),
+        percent in 50..75u32,
+        seeds in prop::array::uniform3(prop::collection::btree_set(0..64u64, 2..24)),
+        policy in prop_oneof![Just(PolicyKind::LeastLoad), Just(PolicyKind::RoundRobin)],
+    ) {
+        let sizes = [40, 50, 30];
+        let demand = demand(sizes, parts, percent);
+        let of = |zone: usize| {
+            let calls = demand[zone] / seeds[zone].len() as f64;
+            seeds[zone].iter().map(move |seed| Callers { zone, seed: *seed, calls })
+        };
+        let callers: Vec<Callers> = (0..3).flat_map(of).collect();
+        let config = ServiceConfig { subset_size: 10, policy, ..ServiceConfig::default() };
+        let mut fleet = Loop::new(sizes, config, &callers);
+        (0..180).for_each(|_| fleet.second());
+        for of in callers {
+            let parts = fleet.parts(of);
+            let help = fleet.help().remove(&zone(of.zone)).unwrap_or_default();
+            let drawn = |zone: usize| parts.iter().filter(|(a, _)| fleet.endpoints[*a] == zone).map(|(_, p)| p).sum::<f64>();
+            for (helper, milli) in &help.weight_milli {
+                let at = (0..3).find(|at| zone(*at) == *helper).unwrap();
+                // Of a zone's calls by the size of both.
+                let wanted = f64::from(*milli) / 1000.0 * sizes[at] as f64 / sizes[of.zone] as f64;
+                let got = drawn(at) / drawn(of.zone);
+                prop_assert!((got / wanted - 1.0).abs() < 0.15, "{:?} of {}: {} for {}", of, helper, got, wanted);
+            }
+        }
+        for (address, load) in fleet.loads() {
+            prop_assert!(load <= 0.9, "{}: {}, {:?}", address, load, fleet.help());
+        }
     }
 }

@@ -12,8 +12,12 @@ use crate::{
     snapshot::EndpointSnapshot,
 };
 
-/// Thousandths.
-const WHOLE: u64 = 1000;
+/// Millionths: thousandths of a seat's weight, and of those what help makes of it.
+const WHOLE: u64 = 1_000_000;
+const MILLI: u64 = 1000;
+
+/// Endpoints of a zone that a client sees at least, however little of its calls these are to help with.
+const HELPERS_MIN: usize = 3;
 
 /// What a cohort sees of a tier.
 pub(super) struct Subset<'a> {
@@ -25,8 +29,23 @@ pub(super) struct Subset<'a> {
     scale_milli: u64,
 }
 
-/// At most `size` of a tier, or those that have a seat for the cohort; all of them without a size. Those that help out are
-/// chosen apart, and have a part of their weight, in thousandths.
+/// What calls are divided by in a zone, by all of it, and by what a cohort sees of it and with which seats.
+struct Shares {
+    all: u128,
+    seen: u128,
+}
+
+impl Shares {
+    fn of(all: &[&EndpointSnapshot], seen: &[&EndpointSnapshot], seat: impl Fn(&EndpointSnapshot) -> u64) -> Self {
+        let all: u64 = all.iter().map(|e| e.share()).sum();
+        let seen: u128 = seen.iter().map(|e| u128::from(e.share()) * u128::from(seat(e))).sum();
+        Self { all: u128::from(all.max(1)), seen: (seen / u128::from(MILLI)).max(1) }
+    }
+}
+
+/// About `size` of a tier, or those that have a seat for the cohort; all of them without a size. Of each zone that helps out
+/// some are chosen apart, and have a part of their weight, in thousandths: as it is of a whole zone beside the whole of the
+/// client's own.
 pub(super) fn choose<'a>(
     tier: &[&'a EndpointSnapshot],
     size: Option<usize>,
@@ -34,25 +53,45 @@ pub(super) fn choose<'a>(
     cohort: &Cohort,
     help: impl Fn(&EndpointSnapshot) -> Option<u32>,
 ) -> Subset<'a> {
-    let (helpers, home): (Vec<_>, Vec<_>) = tier.iter().copied().partition(|e| help(e).is_some());
-    let mut subset = Subset { endpoints: Vec::new(), policy, parts: BTreeMap::new(), scale_milli: WHOLE };
-    let mut seen_of_home = WHOLE;
-    for all in [home, helpers] {
+    // Who is at home comes first.
+    let mut zones: BTreeMap<Option<(&str, u32)>, Vec<&EndpointSnapshot>> = BTreeMap::new();
+    for endpoint in tier.iter().copied() {
+        let helper = help(endpoint).map(|milli| (endpoint.spec.locality.zone(), milli));
+        zones.entry(helper).or_default().push(endpoint);
+    }
+    let mut subset = Subset { endpoints: Vec::new(), policy, parts: BTreeMap::new(), scale_milli: MILLI };
+    let mut home = Shares { all: 1, seen: 1 };
+    for (helper, all) in zones {
         let size = size.filter(|size| all.len() > *size);
-        let chosen = size.map_or_else(|| all.clone(), |size| seen(&all, size, cohort));
-        let seat = |e: &EndpointSnapshot| size.map_or(WHOLE, |_| u64::from(e.seats.weight_milli));
-        let sum = |of: &[&EndpointSnapshot]| of.iter().map(|e| u64::from(e.spec.weight) * seat(e)).sum::<u64>();
-        let seen = (sum(&chosen) * WHOLE).div_ceil(sum(&all).max(1)).max(1);
+        let seat = |e: &EndpointSnapshot| size.map_or(MILLI, |_| u64::from(e.seats.weight_milli));
+        let chosen = match (size, helper) {
+            (None, _) => all.clone(),
+            (Some(size), None) => seen(&all, size, size, cohort),
+            (Some(size), Some((_, milli))) => {
+                let shares = Shares::of(&all, &[], seat);
+                // As many for each call as at home.
+                let wanted = size as u128 * u128::from(milli) * shares.all / (u128::from(MILLI) * home.all);
+                let wanted = usize::try_from(wanted).unwrap_or(size).clamp(HELPERS_MIN.min(size), size);
+                seen(&all, size, wanted, cohort)
+            }
+        };
+        let shares = Shares::of(&all, &chosen, seat);
         for endpoint in &chosen {
-            let part = match help(endpoint) {
-                None => seat(endpoint),
-                // Beside the part of those at home that the cohort sees.
-                Some(milli) => seat(endpoint) * u64::from(milli) * seen_of_home / (WHOLE * seen),
+            let part = match helper {
+                None => seat(endpoint) * MILLI,
+                Some((_, milli)) => {
+                    let whole = u128::from(seat(endpoint) * u64::from(milli));
+                    // Beside the part of those at home that the cohort sees.
+                    let part = whole.saturating_mul(home.seen).saturating_mul(shares.all) / (home.all * shares.seen);
+                    u64::try_from(part).unwrap_or(u64::MAX)
+                }
             };
             subset.parts.insert(&endpoint.spec.address, part.max(1));
         }
+        if helper.is_none() {
+            home = shares;
+        }
         subset.endpoints.extend(chosen);
-        seen_of_home = seen;
     }
     if subset.parts.values().all(|part| *part == WHOLE) {
         subset.parts.clear();
@@ -61,18 +100,28 @@ pub(super) fn choose<'a>(
     subset
 }
 
-fn seen<'a>(tier: &[&'a EndpointSnapshot], size: usize, cohort: &Cohort) -> Vec<&'a EndpointSnapshot> {
-    let is_seated = |e: &&EndpointSnapshot| e.seats.cohorts.checked_shr(cohort.seed as u32).unwrap_or(0) & 1 == 1;
-    let mut endpoints: Vec<_> = tier.iter().copied().filter(is_seated).collect();
-    // Of those that are nobody's, as a tier that helps out, and of all where nothing is known of the cohort.
-    let is_open = |e: &&EndpointSnapshot| endpoints.is_empty() || e.seats.cohorts == 0;
-    let mut open: Vec<_> = tier.iter().copied().filter(is_open).collect();
-    if open.len() > size {
-        open.sort_by_cached_key(|e| cohort.tie_break(&e.spec.address));
-        open.truncate(size);
+/// Those that have a seat for the cohort, and those that are nobody's. Where so many of them are out that less than three
+/// quarters of what is wanted are left, others fill up to that, the nearest by hash: for one that goes out one comes, and
+/// leaves when that is back. Where nothing is known of the cohort, `size` by hash alone.
+fn seen<'a>(tier: &[&'a EndpointSnapshot], size: usize, wanted: usize, cohort: &Cohort) -> Vec<&'a EndpointSnapshot> {
+    let is_seated = |e: &EndpointSnapshot| e.seats.cohorts.checked_shr(cohort.seed as u32).unwrap_or(0) & 1 == 1;
+    let (mut endpoints, others): (Vec<_>, Vec<_>) = tier.iter().copied().partition(|e| is_seated(e));
+    if endpoints.is_empty() {
+        return nearest(others, size, cohort);
     }
-    endpoints.extend(open);
+    let (open, taken): (Vec<_>, Vec<_>) = others.into_iter().partition(|e| e.seats.cohorts == 0);
+    endpoints.extend(nearest(open, size, cohort));
+    let missing = (wanted * 3).div_ceil(4).saturating_sub(endpoints.len());
+    endpoints.extend(nearest(taken, missing, cohort));
     endpoints
+}
+
+fn nearest<'a>(mut of: Vec<&'a EndpointSnapshot>, size: usize, cohort: &Cohort) -> Vec<&'a EndpointSnapshot> {
+    if of.len() > size && size > 0 {
+        of.sort_by_cached_key(|e| cohort.tie_break(&e.spec.address));
+    }
+    of.truncate(size);
+    of
 }
 
 impl Subset<'_> {
@@ -80,10 +129,10 @@ impl Subset<'_> {
     /// what comes and goes with slow starts is not to change everybody's.
     fn scale_milli(&self) -> u64 {
         let part = |e: &EndpointSnapshot| self.parts.get(&e.spec.address).copied().unwrap_or(WHOLE);
-        let milli = || self.endpoints.iter().map(|e| whole_weight(self.policy, e) * part(e));
+        let milli = || self.endpoints.iter().map(|e| whole_weight(self.policy, e).saturating_mul(part(e)));
         let (least, largest) = (milli().min().unwrap_or(0).max(1), milli().max().unwrap_or(0).max(1));
-        let wanted = (WEIGHT_USUAL * WHOLE * WHOLE).div_ceil(least);
-        wanted.min(u64::from(WEIGHT_MAX) * WHOLE * WHOLE / largest).max(1)
+        let wanted = (WEIGHT_USUAL * WHOLE * MILLI).div_ceil(least);
+        wanted.min(u64::from(WEIGHT_MAX) * WHOLE * MILLI / largest).max(1)
     }
 
     /// The share of calls that an endpoint is to have of this cohort, against the others.
@@ -92,7 +141,7 @@ impl Subset<'_> {
         let Some(part) = self.parts.get(&endpoint.spec.address).filter(|_| whole > 0) else {
             return whole;
         };
-        let weight = (u64::from(whole) * part).saturating_mul(self.scale_milli);
-        (weight.saturating_add(WHOLE * WHOLE / 2) / (WHOLE * WHOLE)).clamp(1, u64::from(WEIGHT_MAX)) as u32
+        let weight = u64::from(whole).saturating_mul(*part).saturating_mul(self.scale_milli);
+        (weight.saturating_add(WHOLE * MILLI / 2) / (WHOLE * MILLI)).clamp(1, u64::from(WEIGHT_MAX)) as u32
     }
 }

@@ -9,12 +9,17 @@ const SMOOTHING: f64 = 0.5;
 /// Calls in flight that stand for a full endpoint where no utilisation is measured. Only the order of lists uses it.
 const IN_FLIGHT_FULL: f64 = 10.0;
 
+/// Calls in flight, on average, that are a tenth at most of what fills even an endpoint that serves one at a time.
+const IN_FLIGHT_IDLE: f64 = 0.1;
+
 /// How far beyond the edge of its tenth a load must go before its published tenth changes, permille.
 const HYSTERESIS_PERMILLE: u32 = 30;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Load {
     last: Option<(Timestamp, LoadReport)>,
+    /// It has named a utilisation.
+    measures: bool,
     calls_per_second: f64,
     errors_per_second: f64,
     turned_away: f64,
@@ -69,6 +74,7 @@ impl Load {
             }
         }
         self.last = Some((now, report));
+        self.measures |= report.utilization_permille.is_some();
         let load = self.load_permille();
         let (low, high) = (self.tenth * 100, self.tenth * 100 + 99);
         if load + HYSTERESIS_PERMILLE < low || load > high + HYSTERESIS_PERMILLE {
@@ -81,8 +87,15 @@ impl Load {
         self.tenth * 100
     }
 
+    /// None once it has named one means that it is idle: 0 is "not measured" on the wire.
     pub(super) fn utilization_permille(&self) -> Option<u32> {
-        self.last.and_then(|(_, report)| report.utilization_permille)
+        let (_, report) = self.last?;
+        report.utilization_permille.or(self.measures.then_some(0))
+    }
+
+    /// Whether it reports next to no call in flight: whatever it measures, it is not full.
+    pub(super) fn is_idle(&self) -> bool {
+        self.last.is_some() && self.in_flight_mean < IN_FLIGHT_IDLE
     }
 
     pub(super) fn in_flight(&self) -> u32 {

@@ -393,8 +393,8 @@ impl Service {
         // Those that were doubted may be among them; whoever stays is then not held to their doubt.
         self.judge.doubts &= self.endpoints.values().any(|e| e.doubted);
         self.soft &= !self.measure(now);
-        self.plan_subsets(words, now);
         self.look_at_zones(words, now);
+        self.plan_subsets(words, now);
         self.urgent = false;
         self.built_at = now;
         self.due = self.next_due(words, now);

@@ -18,7 +18,7 @@ use crate::{
 
 mod plan;
 
-use plan::{Demands, Member};
+use plan::{Demands, Landing, Member};
 
 /// Between two looks at who calls how much.
 const LOOK: Duration = Duration::from_secs(10);
@@ -103,16 +103,20 @@ impl Service {
         }
         self.regroup(now);
         let mut groups = std::mem::take(&mut self.subsets.groups);
+        if !is_first {
+            groups.iter_mut().for_each(|group| group.look(elapsed, now));
+            self.land(&mut groups);
+        }
         for group in groups.iter_mut().filter(|_| !is_first) {
-            group.look(elapsed, now);
             let (priority, mut members) = self.members(group, words);
             if members.len() <= size || group.demands.rate() < RATE_MIN {
                 group.planned_at = None;
                 members.iter_mut().for_each(|member| member.seats = Seats::default());
             } else if now.since(group.planned_at.unwrap_or(group.since)) >= PLAN_PERIOD {
                 let calls = group.demands.rate() * SMOOTHED_S;
-                if group.planned_at.is_none() || group.demands.is_off(&members, calls) {
-                    group.demands.plan(&mut members, size);
+                let demands = &mut group.demands;
+                if group.planned_at.is_none() || demands.is_short(&members, size) || demands.is_off(&members, calls) {
+                    demands.plan(&mut members, size);
                     group.planned_at = Some(now);
                     group.priority = priority;
                 }
@@ -121,6 +125,24 @@ impl Service {
         }
         self.subsets = Subsets { groups, looked_at: now };
         self.admit_newcomers(words);
+    }
+
+    /// What each group's endpoints get of whose calls: zones that are full have others take a part of theirs. A seed is one
+    /// whatever the zone, so that those who are helped have seats like the helper's own clients, and the plan is for both.
+    fn land(&self, groups: &mut [Group]) {
+        let kept = |group: &Group| self.zones.kept(group.zone.as_ref());
+        let helped = groups.iter().filter(|group| kept(group) < 1.0);
+        let helped: Vec<_> =
+            helped.filter_map(|group| Some((group.zone.clone()?, group.demands.rates(), kept(group)))).collect();
+        for group in groups {
+            let mut callers = vec![(group.demands.rates(), Landing { calls: kept(group), size: 1.0 })];
+            for (from, rates, kept) in &helped {
+                if let Some(calls) = group.zone.as_ref().and_then(|at| self.zones.sent(from, at)) {
+                    callers.push((*rates, Landing { calls, size: (calls / kept).min(1.0) }));
+                }
+            }
+            group.demands.share_out(&callers);
+        }
     }
 
     /// A group for each zone of endpoints where clients prefer their own, otherwise one.
@@ -211,6 +233,5 @@ impl Group {
                 demand.rate = 0.0;
             }
         }
-        self.demands.share_out();
     }
 }

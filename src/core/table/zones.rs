@@ -11,6 +11,7 @@ use super::{endpoint::Endpoint, service::Service, words::Words};
 use crate::{
     config::PolicyKind,
     event::Client,
+    hash,
     model::{Locality, Timestamp},
     snapshot::Help,
 };
@@ -34,6 +35,12 @@ const HELP_STEP: f64 = 0.02;
 /// The part of its capacity that counts as room in any zone.
 const ROOM_MIN: f64 = 0.001;
 
+/// What is measured in a zone bears out so much more of what its clients claim to call: it lags behind.
+const BORNE_OUT: f64 = 1.1;
+
+/// Machines that are told apart among those who are in no zone.
+const STRANGERS: usize = 32;
+
 /// Calls per second of all clients below which nothing is known of any.
 const RATE_MIN: f64 = 1.0;
 
@@ -41,7 +48,7 @@ const RATE_MIN: f64 = 1.0;
 pub(super) struct Zones {
     zones: BTreeMap<Locality, Zone>,
     /// Calls of those who are in no zone of an endpoint.
-    elsewhere: Rate,
+    elsewhere: Strangers,
     looked_at: Timestamp,
     /// The last answer.
     pub(super) help: BTreeMap<Locality, Help>,
@@ -55,8 +62,14 @@ struct Zone {
     utilization: Option<f64>,
     /// The parts of its calls that go elsewhere.
     helped: Option<Parts>,
-    /// What it does for others.
+    /// What it does for others, and did at the look before.
     given: f64,
+    given_before: f64,
+    /// The part of its calls that went elsewhere and what it did for others while that utilisation was measured, smoothed like
+    /// that. Of the two the one is early and the other late: new help shows in reports some time between two looks, and
+    /// until it does neither is to speak against what clients say.
+    sent_then: f64,
+    given_then: f64,
 }
 
 /// Parts of the calls of a zone, by who takes them.
@@ -74,6 +87,28 @@ impl Rate {
     }
 }
 
+/// Those who are in no zone: of what they call, which goes everywhere, nothing measured says who it is of. So it counts as
+/// far as it does not hang on one machine's word: without the row that tells most.
+#[derive(Debug, Default, Clone)]
+struct Strangers {
+    calls: [u64; STRANGERS],
+    rate: Rate,
+}
+
+impl Strangers {
+    fn row(&mut self, client: &Client) -> Option<&mut u64> {
+        self.calls.get_mut((hash::number(client.peer.0) % STRANGERS as u64) as usize)
+    }
+
+    fn look(&mut self, seconds: f64) {
+        let mut calls = std::mem::take(&mut self.calls);
+        calls.sort_unstable();
+        let (_, others) = calls.split_last().unwrap_or((&0, &[]));
+        self.rate.calls = others.iter().fold(0, |sum, calls| sum.saturating_add(*calls));
+        self.rate.look(seconds);
+    }
+}
+
 fn smooth(estimate: &mut f64, sample: f64) {
     *estimate += SMOOTHING * (sample - *estimate);
 }
@@ -82,22 +117,24 @@ fn smooth(estimate: &mut f64, sample: f64) {
 #[derive(Debug, Default, Clone, Copy)]
 struct Strength {
     capacity: f64,
-    /// What calls are divided by.
+    /// What lists divide calls by.
     drawn: f64,
     told: f64,
     work: f64,
 }
 
 impl Strength {
-    fn and(self, endpoint: &Endpoint) -> Self {
+    /// Where backends of the service measure how full they are, one that is idle may never have had anything to name.
+    fn and(self, endpoint: &Endpoint, is_measured: bool) -> Self {
         let capacity = endpoint.capacity_milli() as f64;
-        let (told, utilization) = match endpoint.load.utilization_permille() {
+        let is_idle = is_measured && endpoint.load.is_idle();
+        let (told, utilization) = match endpoint.load.utilization_permille().or(is_idle.then_some(0)) {
             Some(permille) => (capacity, f64::from(permille) / 1000.0),
             None => (0.0, 0.0),
         };
         Self {
             capacity: self.capacity + capacity,
-            drawn: self.drawn + capacity,
+            drawn: self.drawn,
             told: self.told + told,
             work: self.work + told * utilization,
         }
@@ -116,14 +153,19 @@ impl Zones {
         }
         let own = self.zones.iter_mut().find(|(zone, _)| zone.as_str() == client.locality.zone());
         let own = own.filter(|(zone, _)| !zone.as_str().is_empty());
-        let rate = own.map_or(&mut self.elsewhere, |(_, zone)| &mut zone.rate);
-        rate.calls = rate.calls.saturating_add(calls);
+        let held = match own {
+            Some((_, zone)) => Some(&mut zone.rate.calls),
+            None => self.elsewhere.row(client),
+        };
+        if let Some(held) = held {
+            *held = held.saturating_add(calls);
+        }
     }
 
     /// The balancer was away: what came in meanwhile is not what is called in a period.
     pub(super) fn resumed(&mut self, now: Timestamp) {
         self.looked_at = now;
-        self.elsewhere.calls = 0;
+        self.elsewhere.calls = Default::default();
         self.zones.values_mut().for_each(|zone| zone.rate.calls = 0);
     }
 
@@ -153,12 +195,24 @@ impl Zones {
         self.help = self.zones.iter().filter_map(|(at, zone)| Some((at.clone(), self.help(zone)?))).collect();
     }
 
+    /// The part of the calls of a zone that stays in it.
+    pub(super) fn kept(&self, zone: Option<&Locality>) -> f64 {
+        let helped = zone.and_then(|zone| self.zones.get(zone)?.helped.as_ref());
+        1.0 - helped.map_or(0.0, |helped| helped.values().sum())
+    }
+
+    /// The part that goes to another one.
+    pub(super) fn sent(&self, from: &Locality, to: &Locality) -> Option<f64> {
+        self.zones.get(from)?.helped.as_ref()?.get(to).copied()
+    }
+
     /// Clients divide their calls by weight and capacity: what an endpoint elsewhere has of its weight, beside one at home.
     fn help(&self, zone: &Zone) -> Option<Help> {
         let helped = zone.helped.as_ref()?;
-        let at_home = (1.0 - helped.values().sum::<f64>()) / zone.strength.drawn;
+        let drawn_of = |zone: &Zone| Some(zone.strength.drawn).filter(|drawn| *drawn > 0.0);
+        let at_home = (1.0 - helped.values().sum::<f64>()) / drawn_of(zone)?;
         let weight_milli = |(other, part): (&Locality, &f64)| {
-            let drawn = self.zones.get(other)?.strength.drawn;
+            let drawn = drawn_of(self.zones.get(other)?)?;
             Some((other.clone(), ((part / drawn / at_home * 1000.0).round() as u32).max(1)))
         };
         Some(Help { weight_milli: helped.iter().filter_map(weight_milli).collect() })
@@ -166,6 +220,16 @@ impl Zones {
 }
 
 impl Zone {
+    fn measured(&self) -> f64 {
+        self.utilization.unwrap_or(0.0) * self.strength.capacity
+    }
+
+    /// What its clients can be believed to make: what they keep at home is measured there, beside what others do to it.
+    fn claim(&self, by_strangers: f64) -> Claim {
+        let at_home = self.measured() - self.given_then - by_strangers * self.strength.drawn;
+        Claim { rate: self.rate.per_second, most: BORNE_OUT * at_home.max(0.0) / (1.0 - self.sent_then) }
+    }
+
     fn is_near(&self, new: &Parts) -> bool {
         let Some(held) = &self.helped else { return false };
         let of = |parts: &Parts, zone| parts.get(zone).copied().unwrap_or(0.0);
@@ -188,22 +252,25 @@ struct Load {
 impl Load {
     fn of(zones: &Zones) -> Self {
         let all = || zones.zones.values();
-        let rate = zones.elsewhere.per_second + all().map(|zone| zone.rate.per_second).sum::<f64>();
-        let work: f64 = all().map(|zone| zone.utilization.unwrap_or(0.0) * zone.strength.capacity).sum();
+        let rate = zones.elsewhere.rate.per_second + all().map(|zone| zone.rate.per_second).sum::<f64>();
+        let work: f64 = all().map(Zone::measured).sum();
         let capacity: f64 = all().map(|zone| zone.strength.capacity).sum();
         let drawn: f64 = all().map(|zone| zone.strength.drawn).sum();
-        let per_call = work / rate.max(RATE_MIN);
+        let claims = |by_strangers: f64| all().map(move |zone| zone.claim(by_strangers));
+        let stranger = Claim { rate: zones.elsewhere.rate.per_second, most: work };
+        let of_strangers = stranger.believed(per_call(claims(0.0).chain([stranger]).collect(), work));
+        let by_strangers = of_strangers / drawn.max(f64::MIN_POSITIVE);
+        let per_call = per_call(claims(by_strangers).collect(), work - of_strangers);
         let mut load = Self {
             level: FULL.max(work / capacity.max(f64::MIN_POSITIVE)),
             per_call,
-            by_strangers: per_call * zones.elsewhere.per_second / drawn.max(f64::MIN_POSITIVE),
+            by_strangers,
             room: BTreeMap::new(),
         };
         if rate >= RATE_MIN && all().all(|zone| zone.utilization.is_some()) {
             let room = |zone: &Zone| {
                 // What is measured counts as well: not everybody who calls tells of it.
-                let measured = zone.utilization.unwrap_or(1.0) * zone.strength.capacity - zone.given;
-                let room = load.level * zone.strength.capacity - load.own(zone).max(measured);
+                let room = load.level * zone.strength.capacity - load.own(zone).max(zone.measured() - zone.given);
                 // Never nothing: who helps would come and go with the last digit.
                 room.max(ROOM_MIN * zone.strength.capacity)
             };
@@ -213,7 +280,7 @@ impl Load {
     }
 
     fn of_clients(&self, zone: &Zone) -> f64 {
-        self.per_call * zone.rate.per_second
+        zone.claim(self.by_strangers).believed(self.per_call)
     }
 
     /// What a zone would have to do if its clients had no help.
@@ -237,6 +304,36 @@ impl Load {
         let helped = (excess.clamp(0.0, room) / of_clients).clamp(*HELP.start(), *HELP.end());
         Some(others().map(|(other, own)| (other.clone(), helped * own / room)).collect())
     }
+}
+
+/// Calls per second that clients tell of, and the most work that they can have made with them. Anybody may say that it calls
+/// a million times a second: believed is what is measured where these calls go.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    rate: f64,
+    most: f64,
+}
+
+impl Claim {
+    fn believed(self, per_call: f64) -> f64 {
+        (self.rate * per_call).min(self.most)
+    }
+}
+
+/// What a call comes to, where all that is believed is to be all there is to do.
+fn per_call(mut claims: Vec<Claim>, work: f64) -> f64 {
+    claims.retain(|claim| claim.rate > 0.0);
+    // Those who are first believed no more.
+    claims.sort_by(|a, b| (a.most / a.rate).total_cmp(&(b.most / b.rate)));
+    let mut rest = work;
+    for (at, claim) in claims.iter().enumerate() {
+        let per_call = rest / claims[at..].iter().map(|claim| claim.rate).sum::<f64>();
+        if claim.rate * per_call <= claim.most {
+            return per_call;
+        }
+        rest -= claim.most;
+    }
+    f64::MAX
 }
 
 impl Service {
@@ -266,6 +363,10 @@ impl Service {
             let zone = zones.zones.entry(at).or_default();
             zone.rate.look(seconds);
             zone.strength = strength;
+            let sent = zone.helped.iter().flatten().map(|(_, part)| part).sum();
+            smooth(&mut zone.sent_then, sent);
+            smooth(&mut zone.given_then, zone.given_before);
+            zone.given_before = zone.given;
             zone.utilization = strength.utilization().map(|sample| {
                 let mut utilization = zone.utilization.unwrap_or(sample);
                 smooth(&mut utilization, sample);
@@ -280,11 +381,20 @@ impl Service {
         let is_offered = |e: &&Endpoint| e.may_be_offered() && !words.is_some_and(|words| words.take_out(&e.spec));
         let offered: Vec<&Endpoint> = self.endpoints.values().filter(is_offered).collect();
         let best = offered.iter().map(|e| e.spec.priority).min();
+        let is_measured = self.endpoints.values().any(|e| e.load.utilization_permille().is_some());
         let mut strengths: BTreeMap<Locality, Strength> = BTreeMap::new();
         for endpoint in offered.into_iter().filter(|e| Some(e.spec.priority) == best) {
             if let Ok(zone) = Locality::parse(endpoint.spec.locality.zone()) {
                 let strength = strengths.entry(zone).or_default();
-                *strength = strength.and(endpoint);
+                *strength = strength.and(endpoint, is_measured);
+            }
+        }
+        // As lists have it: with ceilings, slow starts and what operators said, and no measure where the policy has none.
+        let shown = self.snapshot.iter().flat_map(|snapshot| snapshot.offered());
+        for seen in shown.filter(|e| Some(e.spec.priority) == best) {
+            let zone = Locality::parse(seen.spec.locality.zone()).ok();
+            if let Some(strength) = zone.and_then(|zone| strengths.get_mut(&zone)) {
+                strength.drawn += seen.share() as f64;
             }
         }
         strengths

@@ -51,12 +51,28 @@ pub(super) struct Demand {
     pub(super) calls: u64,
     /// Per second, smoothed.
     pub(super) rate: f64,
-    /// Of the calls of all.
+    /// Those that land here: without what other groups take of them, with what is taken of others.
+    landing: f64,
+    /// Of the calls of all that land here.
     share: f64,
+    /// The part of a subset that it is to see: less than one where only some calls of its clients land here.
+    size: f64,
     /// It sees newcomers whose hash with it is no larger, as by hashing alone.
     reach: u64,
     /// Calls that it sends to an endpoint, by what weight and capacity of that come to; all calls, and all capacity, are 1.
     pull: f64,
+}
+
+/// Calls per second by seed.
+pub(super) type Rates = [f64; COHORTS];
+
+/// What of a group's clients lands with the endpoints of another one, or of its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Landing {
+    /// The part of their calls.
+    pub(super) calls: f64,
+    /// The part of a subset that they are to see: as much for each call as of their own.
+    pub(super) size: f64,
 }
 
 /// The cohorts of one group of endpoints, by seed.
@@ -105,15 +121,25 @@ impl Demands {
         &mut self.0
     }
 
-    /// Calls per second of everybody.
+    /// Calls per second that land here.
     pub(super) fn rate(&self) -> f64 {
-        self.0.iter().map(|demand| demand.rate).sum()
+        self.0.iter().map(|demand| demand.landing).sum()
     }
 
-    /// What each rate is of all.
-    pub(super) fn share_out(&mut self) {
+    /// What clients call, by seed.
+    pub(super) fn rates(&self) -> Rates {
+        self.0.map(|demand| demand.rate)
+    }
+
+    /// Which parts of the calls of all groups land here, and what each seed's are of these.
+    pub(super) fn share_out(&mut self, groups: &[(Rates, Landing)]) {
+        for (seed, demand) in self.0.iter_mut().enumerate() {
+            let callers = || groups.iter().filter(|(rates, _)| rates[seed] > 0.0);
+            demand.landing = callers().map(|(rates, landing)| rates[seed] * landing.calls).sum();
+            demand.size = callers().map(|(_, landing)| landing.size).fold(0.0, f64::max);
+        }
         let whole = self.rate().max(f64::MIN_POSITIVE);
-        self.0.iter_mut().for_each(|demand| demand.share = demand.rate / whole);
+        self.0.iter_mut().for_each(|demand| demand.share = demand.landing / whole);
     }
 
     fn share(&self, seed: usize) -> f64 {
@@ -144,31 +170,62 @@ impl Demands {
         }
     }
 
-    /// Gives a cohort the endpoints nearest by hash, so many, or more if it makes more of the calls than these can take. Those
-    /// that it has stay as long as their number is about right.
+    /// Endpoints that a cohort is to see: so many, or more if it makes more of the calls than these can take.
+    fn wanted(&self, seed: usize, members: &[Member], size: usize) -> usize {
+        let whole = members.iter().filter(|member| member.is_whole()).count();
+        let needed = (self.share(seed) * whole as f64 * SPARE).ceil() as usize;
+        let wanted = (self.0[seed].size * size as f64).ceil() as usize;
+        wanted.max(SUBSET_MIN).max(needed).min(whole)
+    }
+
+    /// How many a cohort sees that are not out.
+    fn held(seed: usize, members: &[Member]) -> usize {
+        members.iter().filter(|member| member.is_whole() && member.seats.has(seed)).count()
+    }
+
+    /// Whether so many are out that somebody sees too few.
+    pub(super) fn is_short(&self, members: &[Member], size: usize) -> bool {
+        seeds(self.active())
+            .any(|seed| Self::held(seed, members) * 4 < self.wanted(seed, members, size) * SIZES_KEPT[0])
+    }
+
+    /// Gives a cohort the endpoints nearest by hash. Those that it has stay as long as their number is about right; if it
+    /// sees too few, the nearest of the others are added, and of too many the furthest go. Who is out counts for nothing and
+    /// keeps its seats.
     fn cut(&mut self, seed: usize, members: &mut [Member], places: &[Places], size: usize) {
-        let needed = (self.share(seed) * members.len() as f64 * SPARE).ceil() as usize;
-        let wanted = size.max(SUBSET_MIN).max(needed);
-        let held = members.iter().filter(|member| member.seats.has(seed)).count();
+        let (wanted, held) = (self.wanted(seed, members, size), Self::held(seed, members));
         if (wanted * SIZES_KEPT[0]..=wanted * SIZES_KEPT[1]).contains(&(held * 4)) {
             return;
         }
-        let mut sorted: Vec<u64> = places.iter().map(|places| places[seed]).collect();
-        let reach = match wanted.checked_sub(1).filter(|last| *last < sorted.len()) {
+        let nth = |mut sorted: Vec<u64>, count: usize| match count.checked_sub(1).filter(|last| *last < sorted.len()) {
             Some(last) => *sorted.select_nth_unstable(last).1,
             None => u64::MAX,
         };
-        for (member, places) in members.iter_mut().zip(places) {
-            member.seats.set(seed, places[seed] <= reach);
+        let placed = |members: &[Member], is_seated: Option<bool>| -> Vec<u64> {
+            let is_meant = |member: &Member| {
+                member.is_whole() && is_seated.is_none_or(|is_seated| member.seats.has(seed) == is_seated)
+            };
+            members.iter().zip(places).filter(|(member, _)| is_meant(member)).map(|(_, places)| places[seed]).collect()
+        };
+        if held < wanted {
+            let reach = nth(placed(members, Some(false)), wanted - held);
+            for (member, places) in members.iter_mut().zip(places).filter(|(member, _)| member.is_whole()) {
+                member.seats.set(seed, member.seats.has(seed) || places[seed] <= reach);
+            }
+        } else {
+            let reach = nth(placed(members, Some(true)), wanted);
+            for (member, places) in members.iter_mut().zip(places) {
+                member.seats.set(seed, member.seats.has(seed) && places[seed] <= reach);
+            }
         }
-        self.0[seed].reach = reach;
+        self.0[seed].reach = nth(placed(members, None), wanted);
     }
 
     /// A seat more for each endpoint that does not get its part whatever its weight, with the cohort that has most to give.
     /// Returns whether there was any.
     fn feed_hungry(&self, members: &mut [Member]) -> bool {
         let mut any = false;
-        for member in members.iter_mut().filter(|member| member.capacity > 0.0) {
+        for member in members.iter_mut().filter(|member| member.is_whole()) {
             if member.weight() * self.pull_on(member.seats.cohorts) < 1.0 - FED {
                 let own = member.weight() * member.capacity;
                 let gain = |seed: usize| {
@@ -210,7 +267,7 @@ impl Demands {
         for _ in 0..ROUNDS_MAX {
             self.pull(members, &weights);
             let mut furthest = 0.0_f64;
-            for (member, weight) in members.iter().zip(&mut weights).filter(|(member, _)| member.capacity > 0.0) {
+            for (member, weight) in members.iter().zip(&mut weights).filter(|(member, _)| member.is_whole()) {
                 let pull = self.pull_on(member.seats.cohorts);
                 if pull > 0.0 {
                     furthest = furthest.max((*weight * pull - 1.0).abs());
@@ -225,7 +282,7 @@ impl Demands {
         let mut sorted = weights.clone();
         let middle = sorted.len() / 2;
         let median = if sorted.is_empty() { 1.0 } else { *sorted.select_nth_unstable_by(middle, f64::total_cmp).1 };
-        for (member, weight) in members.iter_mut().zip(weights).filter(|(member, _)| member.capacity > 0.0) {
+        for (member, weight) in members.iter_mut().zip(weights).filter(|(member, _)| member.is_whole()) {
             member.take_weight(weight / median);
         }
         self.remember_pull(members);
@@ -271,7 +328,7 @@ impl Demands {
     pub(super) fn is_off(&mut self, members: &[Member], calls: f64) -> bool {
         self.remember_pull(members);
         let demands = &*self;
-        members.iter().filter(|member| member.capacity > 0.0).any(|member| {
+        members.iter().filter(|member| member.is_whole()).any(|member| {
             let pull = demands.pull_on(member.seats.cohorts);
             // Calls come as they please: of n of them the standard deviation is the root of n.
             let of_seed = |seed: usize| demands.0[seed].pull.powi(2) / demands.share(seed).max(f64::MIN_POSITIVE);
@@ -293,6 +350,11 @@ impl Seats {
 }
 
 impl Member {
+    /// Whether it is not out.
+    fn is_whole(&self) -> bool {
+        self.capacity > 0.0
+    }
+
     fn weight(&self) -> f64 {
         f64::from(self.seats.weight_milli) / 1000.0
     }
