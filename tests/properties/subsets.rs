@@ -190,4 +190,26 @@ proptest! {
         let (off, most) = (fleet.imbalance_percent(), fleet.imbalance_percent_max());
         prop_assert!(off <= most, "{} % off, {} % are borne", off, most);
     }
+
+    #[test]
+    fn where_many_go_out_everybody_is_offered_enough_and_only_that(
+        rates in rates(),
+        out in prop::collection::btree_set(0..120usize, 1..90),
+    ) {
+        let mut fleet = Fleet::new(20, &[100; 120], &rates);
+        fleet.calls(40);
+        let before = fleet.seats();
+        out.iter().for_each(|at| _ = fleet.weights.remove(at));
+        fleet.list(20);
+        let after = fleet.seats();
+        for seed in rates.keys() {
+            let left = before[seed].iter().filter(|a| after[seed].contains(*a)).count();
+            let stayed = before[seed].iter().filter(|a| !out.iter().any(|at| address(*at) == **a)).count();
+            prop_assert_eq!(left, stayed, "who is there keeps its clients");
+            prop_assert_eq!(after[seed].len(), stayed.max(15.min(before[seed].len())), "of {}", before[seed].len());
+        }
+        fleet.calls(40);
+        let (off, most) = (fleet.imbalance_percent(), fleet.imbalance_percent_max());
+        prop_assert!(off <= most, "{} % off, {} % are borne", off, most);
+    }
 }
