@@ -7,8 +7,10 @@ use super::ShareBudget;
 
 /// Questions per hundred calls, unless somebody says otherwise: both of two for every call.
 pub const PROBE_BUDGET_PERCENT: u32 = 200;
-/// A call waits for what endpoints say where it takes at least so many times as long as they take to say it.
-pub const PAYS_FACTOR: u64 = 20;
+/// A call waits for what endpoints say where it takes at least so many times as long as they take to say it. At twenty, with a
+/// round trip of a twentieth, half of the clients would ask and half not: simulated p99 of 5.75 service times in place of 5.64, of
+/// sparse ones 6.40 in place of 6.20.
+pub const PAYS_FACTOR: u64 = 10;
 /// It waits no longer than this, microseconds, and not for more than a quarter of what a call takes; but for the shortest time
 /// that a timer can tell from none, and for three times what an answer takes, which is less than a quarter where it pays: else
 /// calls between far places would wait in vain.
@@ -153,11 +155,11 @@ mod tests {
     }
 
     #[test]
-    fn asking_pays_where_a_call_takes_twenty_times_as_long() {
+    fn asking_pays_where_a_call_takes_ten_times_as_long() {
         let probing = asking();
         assert!(!probing.decide(1_000_000, 0), "nobody was asked yet");
         probing.answered(200);
-        assert!(probing.decide(4_000, 0) && !probing.decide(3_999, 0) && !probing.decide(0, 0));
+        assert!(probing.decide(2_000, 0) && !probing.decide(1_999, 0) && !probing.decide(0, 0));
         probing.set_wanted(false);
         assert!(!probing.decide(4_000, 0));
         assert_eq!([0, 8_000, 100_000].map(|answer_us| probing.patience_us(answer_us)), [600, 2_000, 3_000]);
