@@ -98,7 +98,7 @@ impl Outlier {
         }
         self.voices.add(client, counts, now);
         // What is evident without one of them is never more than what all of them told, which is quickly looked at.
-        if counts.failed > 0 && !self.accused && self.voices.sum(now).failed_permille() > FAILED_PERMILLE_MIN {
+        if counts.failed > 0 && !self.accused && self.voices.failed_permille_most(now) > FAILED_PERMILLE_MIN {
             let agreed = self.voices.agree(now);
             self.accused = agreed.is_some_and(|agreed| agreed.failed_permille_least > FAILED_PERMILLE_MIN);
         }

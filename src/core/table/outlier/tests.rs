@@ -34,9 +34,12 @@ fn table() -> Table {
 }
 
 fn tells(table: &mut Table, client: u64, at: u64, failed: u64, now: Timestamp) {
+    tells_of(table, client, at, Outcomes { failed, ..Outcomes::default() }, now);
+}
+
+fn tells_of(table: &mut Table, client: u64, at: u64, outcomes: Outcomes, now: Timestamp) {
     let id = ClientId::parse(&format!("web-{client}")).unwrap();
     let client = Client { id, peer: Peer(client), locality: Locality::unknown() };
-    let outcomes = Outcomes { failed, ..Outcomes::default() };
     table.apply(Event::CallsEnded { client, service: name(), address: address(at), outcomes }, now).unwrap();
 }
 
@@ -86,4 +89,20 @@ fn an_accusation_is_late_by_half_a_second_and_never_lost() {
     assert!(table.services[&name()].wants_turn(due), "nobody has to speak again");
     table.publish(due);
     assert!(is_out(&table));
+}
+
+#[test]
+fn one_that_was_called_a_thousand_times_before_it_failed_is_out_at_once() {
+    let mut table = table();
+    for ms in (1_000..11_000).step_by(100) {
+        for at in 0..ENDPOINTS {
+            let outcomes = Outcomes { ok: 10, ..Outcomes::default() };
+            tells_of(&mut table, ms / 100 % 10, at, outcomes, Timestamp(ms * 1_000));
+        }
+    }
+    let now = Timestamp(11_500_000);
+    (0..8).for_each(|client| tells(&mut table, client, 3, 1, now));
+    table.publish(now);
+    let service = &table.services[&name()];
+    assert!(service.endpoints.values().all(|e| e.outlier.is_whole() == (e.spec.address != address(3))));
 }

@@ -213,6 +213,14 @@ impl Voices {
         self.rows.iter().fold(Counts::default(), |sum, row| sum.and(row.told.sum(now, PERIODS)))
     }
 
+    /// The largest share of failures in any part of the window that is looked at, permille, whosever words they are: what voices
+    /// agree on is never more.
+    pub(super) fn failed_permille_most(&self, now: Timestamp) -> u32 {
+        let within = |periods| self.rows.iter().fold(Counts::default(), |sum, row| sum.and(row.told.sum(now, periods)));
+        let parts = NEWEST_PERIODS.into_iter().chain([PERIODS]);
+        parts.map(|periods| within(periods).failed_permille()).max().unwrap_or(0)
+    }
+
     /// What was told lately, without the voice whose absence makes it look best.
     pub(super) fn benign(&self, now: Timestamp) -> Counts {
         let told = self.told(now, PERIODS);
