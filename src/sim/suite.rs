@@ -43,6 +43,10 @@ pub fn scenarios() -> impl Iterator<Item = &'static str> {
 
 /// Policies that a scenario is played with.
 pub fn policies(scenario: &str) -> Vec<Policy> {
+    if scenario == "balancer_gone" {
+        // Twelve minutes of a steady load: what others do in one is in `load_08`.
+        return vec![Policy::Bound, Policy::Lookaside, Policy::RoundRobin];
+    }
     let without: &[Policy] = match scenario {
         // The pooled queue gives nothing up and repeats nothing, so it bounds nobody who does.
         "ramp" | "retry_storm" => &[Policy::Bound],
