@@ -76,7 +76,9 @@ pub enum Class {
 /// How endpoints are chosen per call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
-    /// Two choices by weight, the one with fewer of this client's calls in flight per weight.
+    /// While the fleet is idle, drawn by share: weight times capacity. Else the endpoint of which a response told the least load
+    /// per capacity, where that is bearable; what one told is used once. Else the less loaded of two that are asked. Where nobody
+    /// was heard of and nobody can be asked: of two drawn by share, the one with fewer of this client's calls in flight per share.
     #[default]
     LeastLoad,
     /// Turns in proportion to weight.

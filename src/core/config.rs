@@ -106,7 +106,8 @@ impl Default for ServiceConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PolicyKind {
-    /// Least loaded first; clients take two choices by weight.
+    /// Least loaded first; clients draw by share while the fleet is idle, else go by what responses told of load, used once, or
+    /// ask two; by their own calls in flight only where neither is to be had.
     LeastLoad,
     /// Turns in proportion to measured capacity.
     WeightedRoundRobin,

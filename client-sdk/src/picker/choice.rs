@@ -1,6 +1,8 @@
-//! Who gets a call. By load, in this order: the endpoint that is drawn, where it is as good as any that is known of; else the one
-//! of which a response told the least load; else, of two drawn, the one that says it has less, if they can be asked; else the one
-//! with fewer of this client's own calls.
+//! Who gets a call. A newcomer gets its first one at once. Then, by load, one is drawn by share, and has the call if it is a canary
+//! that is due, or was forgotten for long. Else the one of which a response told the least load has it, where that is bearable:
+//! under load, though the one drawn may have less; while the fleet is idle, only if that is less than one call is to the one drawn.
+//! Else, under load, the one of two drawn that says it has less, if they can be asked. Else the one of two drawn with fewer of this
+//! client's own calls, which is the first while it has none.
 
 use std::sync::atomic::Ordering::Relaxed;
 
