@@ -101,7 +101,7 @@ impl Policy {
     }
 
     /// The policy of that name.
-    pub fn parse(name: &str) -> Option<Self> {
+    fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|policy| policy.name() == name)
     }
 }
