@@ -214,11 +214,7 @@ mod tests {
             windows: vec![("w".to_owned(), figures.clone())],
             total: figures,
             timeline: vec![Second::default()],
-            shares: vec![Shares {
-                attempts: vec![1, 1],
-                busy_millionth: vec![Some(300_000), Some(500_000)],
-                capacity_milli: vec![1_000, 1_000],
-            }],
+            shares: vec![Shares { attempts: vec![1, 1], busy_millionth: vec![Some(300_000), Some(500_000)] }],
             lists: 0,
             events: 0,
         }

@@ -114,11 +114,6 @@ impl Endpoint {
         self.speed * self.condition.speed_factor
     }
 
-    /// What it can do when nothing is wrong: cores times speed, thousandths.
-    pub(crate) fn capacity_milli(&self) -> u64 {
-        (f64::from(self.cores) * self.speed * 1_000.0) as u64
-    }
-
     pub(crate) fn stands_still(&self) -> bool {
         self.condition.speed_factor == 0.0
     }
@@ -235,7 +230,6 @@ impl Endpoint {
             reached: self.reached,
             busy_us: self.counters.busy_us,
             cores: self.cores,
-            capacity_milli: self.capacity_milli(),
         }
     }
 

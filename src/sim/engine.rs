@@ -15,9 +15,10 @@ use crate::{
     client::Client,
     dispatch::{Answer, Dispatcher, Load, Policy, dispatcher},
     endpoint::Endpoint,
-    measure::{Meter, Run},
+    measure::{Meter, Run, SECOND_US},
     queue::Queue,
     scenario::Scenario,
+    slots::Slots,
     world::{Truth, World},
 };
 use calls::{Call, Flight};
@@ -25,8 +26,6 @@ use faults::Faults;
 use lookaside_core::snapshot::Fleet;
 use lookaside_sdk::picker::Rng;
 use news::Heard;
-
-const SECOND_US: u64 = 1_000_000;
 
 /// What happens.
 #[derive(Debug)]
@@ -97,10 +96,8 @@ pub(crate) struct Engine<'a> {
     arrivals: Vec<Arrivals>,
     /// Work of the call that comes next, by client.
     next_size_us: Vec<f64>,
-    calls: Vec<Call>,
-    calls_free: Vec<u32>,
-    flights: Vec<Flight>,
-    flights_free: Vec<u32>,
+    calls: Slots<Call>,
+    flights: Slots<Flight>,
     meter: Meter,
     balancer: Balancer,
     news: news::State,
@@ -143,10 +140,8 @@ impl<'a> Engine<'a> {
             clients: (0..scenario.clients.count).map(client).collect(),
             arrivals: Arrivals::of(scenario, seed),
             next_size_us: vec![0.0; scenario.clients.count as usize],
-            calls: Vec::new(),
-            calls_free: Vec::new(),
-            flights: Vec::new(),
-            flights_free: Vec::new(),
+            calls: Slots::new(),
+            flights: Slots::new(),
             meter: Meter::new(scenario),
             balancer: Balancer::new(scenario, &zones, seed),
             news: news::State::new(endpoints.len()),

@@ -24,5 +24,6 @@ mod queue;
 pub mod rows;
 pub mod run;
 pub mod scenario;
+mod slots;
 pub mod suite;
 pub mod world;

@@ -11,6 +11,9 @@ mod meter;
 pub use histogram::Histogram;
 pub(crate) use meter::{Ended, Meter, Reading};
 
+/// One second, microseconds.
+pub(crate) const SECOND_US: u64 = 1_000_000;
+
 /// After the measured time a run goes on, so that calls are not seen to end sooner than they do: until so few of the measured
 /// ones are open that no quantile up to 99.9 % can tell, or for as long as was measured and at most so long. Those then count
 /// with the time that they took so far.
@@ -118,8 +121,6 @@ pub struct Shares {
     pub attempts: Vec<u64>,
     /// Mean share of its cores that was busy, millionths; `None` for one that was not there all the time.
     pub busy_millionth: Vec<Option<u64>>,
-    /// What each can do, cores times speed, thousandths.
-    pub capacity_milli: Vec<u64>,
 }
 
 impl Shares {

@@ -10,12 +10,11 @@ use std::{
 use crate::{
     arrivals::{Arrivals, is_there_at_start},
     dispatch::Policy,
-    measure::{Ended, Meter, Run},
+    measure::{Ended, Meter, Run, SECOND_US},
     queue::Queue,
     scenario::{Model, Scenario},
+    slots::Slots,
 };
-
-const SECOND_US: u64 = 1_000_000;
 
 #[derive(Debug)]
 enum Event {
@@ -40,34 +39,6 @@ struct Call {
     arrived_us: u64,
     size_us: f64,
     is_open: bool,
-}
-
-/// Calls that have not ended, and free places.
-#[derive(Debug, Default)]
-struct Calls {
-    all: Vec<Call>,
-    free: Vec<u32>,
-}
-
-impl Calls {
-    fn begin(&mut self, call: Call) -> u32 {
-        match self.free.pop() {
-            Some(free) => {
-                self.all[free as usize] = call;
-                free
-            }
-            None => {
-                self.all.push(call);
-                (self.all.len() - 1) as u32
-            }
-        }
-    }
-
-    fn end(&mut self, at: u32) -> Call {
-        self.free.push(at);
-        self.all[at as usize].is_open = false;
-        self.all[at as usize]
-    }
 }
 
 /// All cores.
@@ -175,7 +146,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> Run {
     let mut arrivals = Arrivals::of(scenario, seed);
     let mut next_size_us = vec![0.0; arrivals.len()];
     let mut pool = Pool::new(scenario);
-    let mut calls = Calls::default();
+    let mut calls = Slots::<Call>::new();
     let mut meter = Meter::new(scenario);
     let mut generation = 0_u32;
     let until_us = scenario.measured_until_us();
@@ -197,22 +168,24 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> Run {
         match event {
             Event::Called { client } => {
                 let size_us = next_size_us[client as usize];
-                let call = calls.begin(Call { arrived_us: now_us, size_us, is_open: true });
+                let call = calls.put(|_| Call { arrived_us: now_us, size_us, is_open: true });
                 plan(client, &mut queue, &mut next_size_us);
                 meter.called(now_us);
                 meter.sent(now_us, false, now_us);
                 queue.send(Event::Reached { call });
                 continue;
             }
-            Event::Reached { call } => pool.take(call, calls.all[call as usize].size_us, now_us),
+            Event::Reached { call } => pool.take(call, calls[call].size_us, now_us),
             Event::Served { generation: planned } if planned == generation => {
                 if let Some(call) = pool.finish(now_us) {
                     queue.send(Event::Back { call });
                 }
             }
             Event::Served { .. } => continue,
-            Event::Back { call } => {
-                let call = calls.end(call);
+            Event::Back { call: at } => {
+                calls.free(at);
+                let call = &mut calls[at];
+                call.is_open = false;
                 meter.ended(call.arrived_us, call.size_us, Ended::Well, now_us);
                 continue;
             }
@@ -229,7 +202,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> Run {
             queue.at(at_us, Event::Served { generation });
         }
     }
-    for call in calls.all.iter().filter(|call| call.is_open) {
+    for (_, call) in calls.iter().filter(|(_, call)| call.is_open) {
         meter.ended(call.arrived_us, call.size_us, Ended::Well, queue.now_us());
     }
     meter.finish(scenario, Policy::Bound, seed, queue.planned_ever())

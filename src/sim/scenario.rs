@@ -387,7 +387,7 @@ impl Scenario {
 
     /// Endpoints there are, those included that join later.
     pub fn endpoints_count(&self) -> u32 {
-        self.endpoints.iter().map(|group| group.count).sum()
+        self.endpoints.iter().fold(0, |sum, group| sum.saturating_add(group.count))
     }
 
     /// The group and its endpoints' numbers, as results count them: groups one after the other.
@@ -413,7 +413,7 @@ impl Scenario {
         self.warm_up_ms * 1_000
     }
 
-    /// When it ends, and the run with it, microseconds.
+    /// When it ends, microseconds. The run goes on for a while, for the calls that are open then.
     pub fn measured_until_us(&self) -> u64 {
         (self.warm_up_ms + self.measured_ms) * 1_000
     }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A call that has not ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Call {
     client: u32,
     arrived_us: u64,
@@ -75,24 +75,18 @@ impl Engine<'_> {
         let arrived_us = self.queue.now_us();
         let size_us = self.next_size_us[client as usize];
         self.plan_call(client);
-        let call = match self.calls_free.pop() {
-            Some(free) => free,
-            None => {
-                self.calls.push(Call::default());
-                (self.calls.len() - 1) as u32
-            }
-        };
-        let mut tried = std::mem::take(&mut self.calls[call as usize].tried);
-        tried.clear();
-        self.calls[call as usize] =
-            Call { client, arrived_us, size_us, attempts: 0, tried, asked: None, is_open: true };
+        let call = self.calls.put(|left| {
+            let mut tried = left.map_or_else(Vec::new, |call| std::mem::take(&mut call.tried));
+            tried.clear();
+            Call { client, arrived_us, size_us, attempts: 0, tried, asked: None, is_open: true }
+        });
         self.meter.called(arrived_us);
         self.choose(call);
     }
 
     fn choose(&mut self, at: u32) {
         let now_us = self.queue.now_us();
-        let call = &mut self.calls[at as usize];
+        let call = &mut self.calls[at];
         let client = &mut self.clients[call.client as usize];
         let choice = client.dispatcher.choose(&self.world, now_us, &mut client.rng, &call.tried);
         match choice {
@@ -109,9 +103,9 @@ impl Engine<'_> {
 
     /// Both questions are where they were sent; how those answer who do is seen now and known a way later.
     pub(super) fn asked(&mut self, call: u32) {
-        let Call { asked: Some([(first, _), (second, _)]), client, .. } = self.calls[call as usize] else { return };
+        let Call { asked: Some([(first, _), (second, _)]), client, .. } = self.calls[call] else { return };
         let answered = [first, second].map(|endpoint| (endpoint, self.answer(endpoint)));
-        self.calls[call as usize].asked = Some(answered);
+        self.calls[call].asked = Some(answered);
         if answered.iter().all(|(_, answer)| answer.is_some()) {
             self.queue.send(Event::Answered { call });
         } else {
@@ -133,7 +127,7 @@ impl Engine<'_> {
 
     pub(super) fn answered(&mut self, at: u32) {
         let now_us = self.queue.now_us();
-        let call = &mut self.calls[at as usize];
+        let call = &mut self.calls[at];
         let Some(asked) = call.asked.take() else { return };
         let client = &mut self.clients[call.client as usize];
         match client.dispatcher.settle(asked, now_us, &mut client.rng, &call.tried) {
@@ -144,7 +138,7 @@ impl Engine<'_> {
 
     fn send(&mut self, at: u32, endpoint: u32) {
         let now_us = self.queue.now_us();
-        let call = &mut self.calls[at as usize];
+        let call = &mut self.calls[at];
         call.attempts += 1;
         let (client, arrived_us) = (call.client, call.arrived_us);
         let sender = &mut self.clients[client as usize];
@@ -185,29 +179,21 @@ impl Engine<'_> {
     }
 
     fn take_off(&mut self, flight: Flight) -> (u32, u32) {
-        match self.flights_free.pop() {
-            Some(free) => {
-                let serial = self.flights[free as usize].serial.wrapping_add(1);
-                self.flights[free as usize] = Flight { serial, ..flight };
-                (free, serial)
-            }
-            None => {
-                self.flights.push(flight);
-                ((self.flights.len() - 1) as u32, 0)
-            }
-        }
+        let serial = |left: Option<&mut Flight>| left.map_or(0, |landed| landed.serial.wrapping_add(1));
+        let at = self.flights.put(|left| Flight { serial: serial(left), ..flight });
+        (at, self.flights[at].serial)
     }
 
     /// Nobody will hear of it any more.
     fn land(&mut self, flight: u32) {
-        let landed = &mut self.flights[flight as usize];
+        let landed = &mut self.flights[flight];
         landed.serial = landed.serial.wrapping_add(1);
-        self.flights_free.push(flight);
+        self.flights.free(flight);
     }
 
     pub(super) fn reached(&mut self, at: u32) {
         let now_us = self.queue.now_us();
-        let flight = &mut self.flights[at as usize];
+        let flight = &mut self.flights[at];
         let endpoint = &mut self.endpoints[flight.endpoint as usize];
         flight.reached_us = now_us;
         flight.incarnation = endpoint.incarnation;
@@ -217,7 +203,7 @@ impl Engine<'_> {
         }
         endpoint.reached += 1;
         flight.found = endpoint.in_flight();
-        self.meter.found(self.calls[flight.call as usize].arrived_us, flight.found);
+        self.meter.found(self.calls[flight.call].arrived_us, flight.found);
         let condition = endpoint.condition;
         if let Some(after_us) = condition.fails_after_us
             && happens(self.faults.chance(), condition.fails_permille)
@@ -247,7 +233,7 @@ impl Engine<'_> {
         let now_us = self.queue.now_us();
         let endpoint = &mut self.endpoints[number as usize];
         let Some(at) = endpoint.finish(generation, now_us) else { return };
-        let flight = &self.flights[at as usize];
+        let flight = &self.flights[at];
         endpoint.note_latency(flight.found, now_us - flight.reached_us);
         self.plan_served(number);
         self.send_back(at, Class::Ok);
@@ -255,7 +241,7 @@ impl Engine<'_> {
 
     pub(super) fn failed(&mut self, at: u32) {
         let now_us = self.queue.now_us();
-        let flight = &self.flights[at as usize];
+        let flight = &self.flights[at];
         let endpoint = &mut self.endpoints[flight.endpoint as usize];
         if endpoint.incarnation == flight.incarnation && endpoint.presence != Presence::Absent {
             endpoint.failed(flight.held, now_us);
@@ -265,7 +251,7 @@ impl Engine<'_> {
 
     /// The end of an attempt begins its way back.
     pub(super) fn send_back(&mut self, at: u32, class: Class) {
-        let flight = &mut self.flights[at as usize];
+        let flight = &mut self.flights[at];
         let endpoint = &self.endpoints[flight.endpoint as usize];
         flight.place = Place::Back;
         flight.class = class;
@@ -277,7 +263,7 @@ impl Engine<'_> {
     }
 
     pub(super) fn back(&mut self, at: u32) {
-        let flight = self.flights[at as usize];
+        let flight = self.flights[at];
         self.land(at);
         if !flight.abandoned {
             self.attempt_ended(&flight, flight.class, flight.rif);
@@ -285,7 +271,7 @@ impl Engine<'_> {
     }
 
     pub(super) fn timed_out(&mut self, at: u32, serial: u32) {
-        let flight = &mut self.flights[at as usize];
+        let flight = &mut self.flights[at];
         if flight.serial != serial || flight.abandoned {
             return;
         }
@@ -299,7 +285,7 @@ impl Engine<'_> {
 
     pub(super) fn cancelled(&mut self, at: u32, serial: u32) {
         let now_us = self.queue.now_us();
-        let flight = self.flights[at as usize];
+        let flight = self.flights[at];
         if flight.serial != serial || flight.place != Place::There {
             // What is on its way back or about to fail ends by itself.
             return;
@@ -331,7 +317,7 @@ impl Engine<'_> {
             Class::Overload => Ended::Overload,
             Class::Deadline => Ended::Deadline,
         };
-        let call = &mut self.calls[flight.call as usize];
+        let call = &mut self.calls[flight.call];
         let dispatcher = &mut self.clients[flight.client as usize].dispatcher;
         if ended == Ended::Well || call.attempts >= self.scenario.retries.attempts || !dispatcher.may_repeat(now_us) {
             self.end(flight.call, ended);
@@ -343,16 +329,15 @@ impl Engine<'_> {
 
     fn end(&mut self, at: u32, ended: Ended) {
         let now_us = self.queue.now_us();
-        let call = &mut self.calls[at as usize];
+        let call = &mut self.calls[at];
         call.is_open = false;
         self.meter.ended(call.arrived_us, call.size_us, ended, now_us);
-        self.calls_free.push(at);
+        self.calls.free(at);
     }
 
     /// The run is over: what has not ended took at least until now.
     pub(super) fn end_open_calls(&mut self) {
-        let open = |(at, call): (usize, &Call)| call.is_open.then_some(at as u32);
-        let open: Vec<u32> = self.calls.iter().enumerate().filter_map(open).collect();
+        let open: Vec<u32> = self.calls.iter().filter(|(_, call)| call.is_open).map(|(at, _)| at).collect();
         for at in open {
             self.end(at, Ended::Well);
         }

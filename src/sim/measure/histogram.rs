@@ -27,17 +27,6 @@ impl Histogram {
         self.max = self.max.max(value);
     }
 
-    /// Takes in all that another counted.
-    pub fn merge(&mut self, other: &Self) {
-        if other.buckets.len() > self.buckets.len() {
-            self.buckets.resize(other.buckets.len(), 0);
-        }
-        self.buckets.iter_mut().zip(&other.buckets).for_each(|(own, more)| *own += more);
-        self.count += other.count;
-        self.sum += other.sum;
-        self.max = self.max.max(other.max);
-    }
-
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.buckets.fill(0);
@@ -111,10 +100,7 @@ mod tests {
         (1..=100).for_each(|value| histogram.record(value));
         assert_eq!([0.0, 0.01, 0.5, 0.99, 1.0].map(|share| histogram.quantile(share)), [1, 1, 50, 99, 100]);
         assert_eq!((histogram.mean(), histogram.count(), histogram.max()), (50.5, 100, 100));
-        let mut both = histogram.clone();
-        both.merge(&histogram);
-        assert_eq!((both.quantile(0.5), both.count()), (50, 200));
-        both.clear();
-        assert_eq!(both.quantile(0.5), 0);
+        histogram.clear();
+        assert_eq!((histogram.quantile(0.5), histogram.count()), (0, 0));
     }
 }

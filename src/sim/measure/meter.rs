@@ -1,10 +1,7 @@
 //! Measures while a run goes on.
 
-use super::{Failed, Figures, Histogram, OPEN_SHARE, OVERTIME_US_MAX, Run, Second, Shares};
+use super::{Failed, Figures, Histogram, OPEN_SHARE, OVERTIME_US_MAX, Run, SECOND_US, Second, Shares};
 use crate::{dispatch::Policy, endpoint::Presence, scenario::Scenario};
-
-/// One second, microseconds.
-const SECOND_US: u64 = 1_000_000;
 
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +21,6 @@ pub(crate) struct Reading {
     pub(crate) reached: u64,
     pub(crate) busy_us: f64,
     pub(crate) cores: u32,
-    pub(crate) capacity_milli: u64,
 }
 
 /// Measures.
@@ -196,7 +192,6 @@ impl Meter {
             self.shares.push(Shares {
                 attempts: pairs().map(|(before, now)| now.reached - before.reached).collect(),
                 busy_millionth: pairs().map(of).collect(),
-                capacity_milli: now.iter().map(|reading| reading.capacity_milli).collect(),
             });
         }
         self.before = now;

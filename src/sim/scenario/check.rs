@@ -9,7 +9,7 @@ const TIME_MS_MAX: u64 = 24 * 3_600_000;
 
 impl Scenario {
     pub(super) fn check(&self) -> Result<(), Error> {
-        between("endpoints", f64::from(self.endpoints_sum()), 1.0, f64::from(COUNT_MAX))?;
+        between("endpoints", f64::from(self.endpoints_count()), 1.0, f64::from(COUNT_MAX))?;
         between("clients.count", f64::from(self.clients.count), 1.0, f64::from(COUNT_MAX))?;
         between("clients.zipf", self.clients.zipf, 0.0, 3.0)?;
         between("load", self.load, 0.001, 10.0)?;
@@ -38,10 +38,6 @@ impl Scenario {
         self.check_size()?;
         self.check_times()?;
         self.check_faults()
-    }
-
-    fn endpoints_sum(&self) -> u32 {
-        self.endpoints.iter().fold(0, |sum, group| sum.saturating_add(group.count))
     }
 
     fn check_size(&self) -> Result<(), Error> {
