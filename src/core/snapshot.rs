@@ -114,15 +114,10 @@ pub struct Fleet {
 
 impl Fleet {
     /// Whether a client that was told `told` is to hear of it before the next heartbeat: everything is told with those, and
-    /// each further message is one for every client. A fifth more or less, half a call in flight, or five points of
-    /// utilisation make no other picks.
+    /// each further message is one for every client. An overload is, and a probe budget of more than a fifth more or less;
+    /// no client acts on the other numbers sooner.
     pub fn is_news_to(&self, told: &Self) -> bool {
-        let moved = |now: u64, told: u64, least: u64| now.abs_diff(told) > (told / 5).max(least);
-        self.is_overload != told.is_overload
-            || moved(self.hot_milli.into(), told.hot_milli.into(), 500)
-            || moved(self.service_time_us, told.service_time_us, 0)
-            || moved(self.probe_percent.into(), told.probe_percent.into(), 0)
-            || self.utilization_permille.abs_diff(told.utilization_permille) > 50
+        self.is_overload != told.is_overload || self.probe_percent.abs_diff(told.probe_percent) > told.probe_percent / 5
     }
 }
 

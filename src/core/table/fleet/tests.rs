@@ -154,13 +154,15 @@ fn a_burst_is_not_taken_for_longer_calls() {
 #[test]
 fn noise_is_no_news() {
     let mut world = World::new(100);
-    let mut told = world.seconds(10, |_| USUAL);
+    let mut told = world.seconds(10, |_| Second { calls: 10_000, ..USUAL });
+    assert!(told.probe_percent < 100, "{told:?}");
     let mut news = 0;
     for second in 0..120usize {
         let noisy = |at: usize| {
             let random = crate::hash::text(second as u64, address(at).as_str());
             let in_flight = 2 + (random % 7) as u32;
-            Second { in_flight, permille: 550 + (random >> 8) as u32 % 300, ..USUAL }
+            // Calls of half a millisecond, so that the budget for probes is as noisy as the service time.
+            Second { calls: 10_000, in_flight, permille: 550 + (random >> 8) as u32 % 300, ..USUAL }
         };
         let fleet = world.second(noisy);
         if fleet.is_news_to(&told) {
@@ -168,4 +170,20 @@ fn noise_is_no_news() {
         }
     }
     assert!(news < 12, "{news} in two minutes");
+}
+
+#[test]
+fn news_is_what_clients_act_on_before_the_next_heartbeat() {
+    let told = Fleet {
+        hot_milli: 5_000,
+        service_time_us: 50_000,
+        utilization_permille: 500,
+        is_overload: false,
+        probe_percent: 100,
+    };
+    assert!(!Fleet { hot_milli: 50_000, service_time_us: 1, utilization_permille: 940, ..told }.is_news_to(&told));
+    assert!(Fleet { is_overload: true, ..told }.is_news_to(&told));
+    let probes = |probe_percent| Fleet { probe_percent, ..told }.is_news_to(&told);
+    assert_eq!([79, 80, 120, 121].map(probes), [true, false, false, true]);
+    assert!(told.is_news_to(&Fleet::default()), "the first numbers of all");
 }
