@@ -304,11 +304,14 @@ pub struct EndpointSpec {
     pub locality: Locality,
     /// Failover tier, 0 is best.
     pub priority: u32,
-    /// Share wanted against the others of its tier; 100 is usual.
+    /// Share wanted against the others of its tier; [`WEIGHT_USUAL`] is usual.
     pub weight: u32,
     /// Name its certificate must show; empty means the host of the address.
     pub tls_name: Arc<str>,
 }
+
+/// The weight of an endpoint that nobody gave another one.
+pub const WEIGHT_USUAL: u32 = 100;
 
 impl EndpointSpec {
     /// An endpoint of which only the address is known.
@@ -319,7 +322,7 @@ impl EndpointSpec {
             incarnation: 0,
             locality: Locality::unknown(),
             priority: 0,
-            weight: 100,
+            weight: WEIGHT_USUAL,
             tls_name: "".into(),
         }
     }

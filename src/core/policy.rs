@@ -7,7 +7,7 @@ use crate::{
     config::PolicyKind,
     hash::Hasher,
     limits::WEIGHT_MAX,
-    model::{Cohort, EndpointSpec, ServiceName, Version},
+    model::{Cohort, EndpointSpec, ServiceName, Version, WEIGHT_USUAL},
     snapshot::{Code, EndpointSnapshot, Mode, ServiceSnapshot, State},
 };
 
@@ -145,9 +145,6 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
 /// More than this, thousandths of its weight, no helper counts in the ceiling of a tier: sums stay far from overflow.
 const HELP_MILLI_MAX: u32 = 1_000_000;
 
-/// The weight that the configuration gives where it says nothing.
-const WEIGHT_USUAL: u64 = 100;
-
 /// Share of calls wanted. For `least_load` what is configured is in the capacity, where what is measured corrects it, and the
 /// weight says how much of that is wanted: all, but for those that start or that an operator holds back. For
 /// `weighted_round_robin`, which clients use that know of nothing else, both are in the weight. Who is offered at all is offered
@@ -155,7 +152,7 @@ const WEIGHT_USUAL: u64 = 100;
 fn weight(policy: PolicyKind, endpoint: &EndpointSnapshot, ceiling: u32) -> u32 {
     let own = u64::from(endpoint.weight);
     let weight = match policy {
-        PolicyKind::LeastLoad => own * WEIGHT_USUAL / u64::from(endpoint.spec.weight.max(1)),
+        PolicyKind::LeastLoad => own * u64::from(WEIGHT_USUAL) / u64::from(endpoint.spec.weight.max(1)),
         PolicyKind::WeightedRoundRobin => own * u64::from(endpoint.capacity_milli.min(ceiling)) / 1000,
         PolicyKind::RoundRobin | PolicyKind::RingHash => own,
     };
@@ -165,7 +162,7 @@ fn weight(policy: PolicyKind, endpoint: &EndpointSnapshot, ceiling: u32) -> u32 
 /// The same where nothing holds it back.
 fn whole_weight(policy: PolicyKind, endpoint: &EndpointSnapshot) -> u64 {
     match policy {
-        PolicyKind::LeastLoad => WEIGHT_USUAL,
+        PolicyKind::LeastLoad => WEIGHT_USUAL.into(),
         PolicyKind::WeightedRoundRobin | PolicyKind::RoundRobin | PolicyKind::RingHash => endpoint.spec.weight.into(),
     }
 }
@@ -179,7 +176,7 @@ fn capacity_milli(policy: PolicyKind, endpoint: &EndpointSnapshot, ceiling: u32)
     };
     match policy {
         PolicyKind::LeastLoad => {
-            (per_weight * u64::from(endpoint.spec.weight) / WEIGHT_USUAL).clamp(1, u32::MAX.into()) as u32
+            (per_weight * u64::from(endpoint.spec.weight) / u64::from(WEIGHT_USUAL)).clamp(1, u32::MAX.into()) as u32
         }
         PolicyKind::WeightedRoundRobin | PolicyKind::RoundRobin | PolicyKind::RingHash => 1000,
     }

@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{WEIGHT_USUAL, weight, whole_weight};
+use super::{weight, whole_weight};
 use crate::{
     config::PolicyKind,
     limits::WEIGHT_MAX,
-    model::{Address, Cohort},
+    model::{Address, Cohort, WEIGHT_USUAL},
     snapshot::EndpointSnapshot,
 };
 
@@ -131,7 +131,7 @@ impl Subset<'_> {
         let part = |e: &EndpointSnapshot| self.parts.get(&e.spec.address).copied().unwrap_or(WHOLE);
         let milli = || self.endpoints.iter().map(|e| whole_weight(self.policy, e).saturating_mul(part(e)));
         let (least, largest) = (milli().min().unwrap_or(0).max(1), milli().max().unwrap_or(0).max(1));
-        let wanted = (WEIGHT_USUAL * WHOLE * MILLI).div_ceil(least);
+        let wanted = (u64::from(WEIGHT_USUAL) * WHOLE * MILLI).div_ceil(least);
         wanted.min(u64::from(WEIGHT_MAX) * WHOLE * MILLI / largest).max(1)
     }
 

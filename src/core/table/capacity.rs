@@ -422,7 +422,7 @@ impl Service {
         match self.config.policy {
             PolicyKind::LeastLoad if self.scale.is_known => endpoint.capacity.milli,
             PolicyKind::LeastLoad => 0,
-            PolicyKind::WeightedRoundRobin => endpoint.measured_milli,
+            PolicyKind::WeightedRoundRobin => endpoint.corrected_milli,
             PolicyKind::RoundRobin | PolicyKind::RingHash => USUAL_MILLI,
         }
     }

@@ -54,8 +54,9 @@ pub(super) struct Endpoint {
     pub(super) doubted: bool,
     /// Who sees it, where each client sees a part.
     pub(super) seats: Seats,
-    /// What its weight is multiplied with where clients know of nothing else, thousandths; kept for hysteresis.
-    pub(super) measured_milli: u32,
+    /// Its capacity, corrected by what it has in flight: what its weight is multiplied with where clients know of nothing else,
+    /// thousandths; kept for hysteresis.
+    pub(super) corrected_milli: u32,
 }
 
 /// Its own word that it exists.
@@ -91,7 +92,7 @@ impl Endpoint {
             trusted: false,
             doubted: false,
             seats: Seats::default(),
-            measured_milli: USUAL_MILLI,
+            corrected_milli: USUAL_MILLI,
         }
     }
 

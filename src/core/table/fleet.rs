@@ -3,16 +3,13 @@
 //! its part. Slow enough to be a second old everywhere.
 
 use super::{capacity::USUAL_MILLI, endpoint::Endpoint, service::Service};
-use crate::{config::PolicyKind, snapshot::Fleet};
+use crate::{config::PolicyKind, model::WEIGHT_USUAL, snapshot::Fleet};
 
 /// Weight of the newest second against the past: half of what is told is of the last second, nine tenths of the last four.
 const SMOOTHING: f64 = 0.5;
 
 /// From this share of offered endpoints on calls in flight are many.
 const HOT_PERMILLE: usize = 900;
-
-/// The weight of an endpoint that nobody gave another one.
-const USUAL_WEIGHT: f64 = 100.0;
 
 /// Above this utilisation time in the system is time in queues as well. The service time is then believed to grow by this
 /// much a second at most: a burst is over before it shows, and a service whose calls take longer is not misjudged for long.
@@ -134,7 +131,8 @@ impl Service {
             0 => USUAL_MILLI,
             known => known,
         };
-        f64::from(endpoint.spec.weight.max(1)) / USUAL_WEIGHT * f64::from(per_weight) / f64::from(USUAL_MILLI)
+        f64::from(endpoint.spec.weight.max(1)) / f64::from(WEIGHT_USUAL) * f64::from(per_weight)
+            / f64::from(USUAL_MILLI)
     }
 }
 

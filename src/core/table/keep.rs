@@ -160,7 +160,7 @@ fn restored(kept: KeptEndpoint, now: Timestamp) -> Endpoint {
         warming_since: kept.warming_permille.map(|_| now),
         warmed_permille: kept.warming_permille.map_or(0, |permille| u64::from(permille.min(1000))),
         trusted: kept.trusted,
-        measured_milli: kept.capacity_milli.map_or(USUAL_MILLI, |_| capacity.milli()),
+        corrected_milli: kept.capacity_milli.map_or(USUAL_MILLI, |_| capacity.milli()),
         capacity,
         ..Endpoint::new(spec, kept.newcomer, now)
     }

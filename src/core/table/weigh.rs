@@ -135,13 +135,13 @@ impl Service {
         let step = if now.since(self.scale.weighed_at) < IN_TIME { STEP_PERMILLE } else { STEP_IN_TIME_PERMILLE };
         let is_step =
             |held: u32, wanted: u32| u64::from(held.abs_diff(wanted)) * 1000 >= u64::from(held) * u64::from(step);
-        let held = |address| self.endpoints.get(address).map_or(0, |endpoint| endpoint.measured_milli);
+        let held = |address| self.endpoints.get(address).map_or(0, |endpoint| endpoint.corrected_milli);
         // One that moved is a new list, and then all may as well be as they are.
         if wanted.iter().any(|(address, milli)| is_step(held(address), *milli)) {
             self.scale.weighed_at = now;
             for (address, milli) in wanted {
                 if let Some(endpoint) = self.endpoints.get_mut(address) {
-                    endpoint.measured_milli = milli;
+                    endpoint.corrected_milli = milli;
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::{
 
 use lookaside_core::{
     limits::{NAME_BYTES_MAX, PRIORITY_MAX, WEIGHT_MAX},
-    model::{Instance, Locality},
+    model::{Instance, Locality, WEIGHT_USUAL},
 };
 use serde::Deserialize;
 
@@ -113,7 +113,7 @@ impl DnsForm {
             problems.add(port.referenced, Code::OutOfRange, "dns.port is 0, which cannot be called");
             return None;
         };
-        let mut weight = 100;
+        let mut weight = WEIGHT_USUAL;
         problems.bounded("dns.weight", &mut weight, &self.weight, 1, WEIGHT_MAX);
         Some(Records::Addresses { v4, v6, port, weight })
     }

@@ -8,7 +8,7 @@ use std::{
 use lookaside_core::{
     event::{Backend, LoadReport, Override, Scope},
     limits::{PRIORITY_MAX, WEIGHT_MAX},
-    model::{Address, EndpointSpec, Instance, Locality, ServiceName, utilization_permille},
+    model::{Address, EndpointSpec, Instance, Locality, ServiceName, WEIGHT_USUAL, utilization_permille},
 };
 use lookaside_proto::v1;
 use tonic::{
@@ -54,7 +54,7 @@ pub(super) fn registration(wire: &v1::Registration, rules: &Rules, peer: Peer) -
         let words = "a registration says which start of the backend it is of";
         return Err(convert::refused(InvalidArgument, "INCARNATION_MISSING", words, &[]));
     }
-    let weight = if wire.weight == 0 { 100 } else { wire.weight };
+    let weight = if wire.weight == 0 { WEIGHT_USUAL } else { wire.weight };
     at_most("WEIGHT_TOO_LARGE", "weight", weight, WEIGHT_MAX)?;
     at_most("PRIORITY_TOO_LARGE", "priority", wire.priority, PRIORITY_MAX)?;
     let endpoint = EndpointSpec {

@@ -9,14 +9,11 @@ use std::{
 
 use lookaside_core::{
     limits::{PRIORITY_MAX, WEIGHT_MAX},
-    model::{Address, EndpointSpec},
+    model::{Address, EndpointSpec, WEIGHT_USUAL},
 };
 
 use super::ask::{Srv, Target};
 use crate::config::{Dns, Records};
-
-/// Weight of everybody where no record prefers anybody.
-const WEIGHT_USUAL: u32 = 100;
 
 /// How much more a weight of 1 is worth than one of 0, which RFC 2782 wants small but not none.
 const WEIGHT_OVER_NONE: u32 = 100;
@@ -65,6 +62,7 @@ impl Scale {
 
     fn weight(&self, weight: u16) -> u32 {
         if self.most == 0 {
+            // No record prefers anybody.
             return WEIGHT_USUAL;
         }
         let times = if self.has_none { WEIGHT_OVER_NONE } else { 1 };
