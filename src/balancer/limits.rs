@@ -2,6 +2,8 @@
 
 use std::{ops::Range, time::Duration};
 
+use lookaside_core::limits::ORDER_LIST_PERIOD;
+
 /// Events waiting for the driver. When it is full, whoever has one to tell waits: nothing is lost.
 pub(crate) const EVENTS_WAITING_MAX: usize = 10_000;
 
@@ -201,17 +203,12 @@ pub(crate) const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// A stream without its hello for this long ends.
 pub(crate) const HELLO_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Between two heartbeats of a service to a cohort.
-pub(crate) const HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
+/// Between two heartbeats of a service to a cohort. A list that differs in order alone goes out in place of one.
+pub(crate) const HEARTBEAT_PERIOD: Duration = ORDER_LIST_PERIOD;
 
 /// Between two ticks of a service to a cohort, where how its endpoints fare is news: an overload is known to all within two
 /// seconds, and with 20,000 streams even news in every second is a tenth of a core.
 pub(crate) const FLEET_PERIOD: Duration = Duration::from_secs(1);
-
-/// Between two lists of a service to a cohort that differ in nothing but weights and capacities. Where only the order differs a
-/// list waits for the next heartbeat: it says whom to connect to first, clients are connected, and among a hundred endpoints
-/// somebody's load crosses a tenth in every second.
-pub(crate) const LOAD_LIST_PERIOD: Duration = Duration::from_secs(1);
 
 /// While the balancer settles, a client that holds no list waits this long from the start for others to be heard.
 pub(crate) const NEWCOMER_WAIT: Duration = Duration::from_secs(2);

@@ -1,4 +1,7 @@
-//! Every maximum in the core, each with what happens there. Exceeding one is refused with a reason and changes nothing.
+//! Every maximum in the core, each with what happens there, and the pace of lists. Exceeding a maximum is refused with a reason and
+//! changes nothing.
+
+use std::time::Duration;
 
 /// Beyond this a listing is refused whole and its source turns stale: half a list misleads.
 pub const ENDPOINTS_PER_SERVICE_MAX: usize = 10_000;
@@ -32,6 +35,13 @@ pub const PRIORITY_MAX: u32 = 127;
 
 /// Clients hash into this many cohorts per service and locality; each cohort's list is computed and encoded once.
 pub const COHORTS_MAX: u64 = 64;
+
+/// Between two lists of a service to a cohort that differ in nothing but weights and capacities.
+pub const LOAD_LIST_PERIOD: Duration = Duration::from_secs(1);
+
+/// The same where only the order differs: it says whom to connect to first, clients are connected, and among a hundred endpoints
+/// somebody's load crosses a tenth in every second.
+pub const ORDER_LIST_PERIOD: Duration = Duration::from_secs(5);
 
 /// Above this a utilisation is refused as absurd; 1.0 is full, and borrowing beyond a limit is normal.
 pub const UTILIZATION_MAX: f64 = 100.0;

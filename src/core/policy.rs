@@ -11,11 +11,13 @@ use crate::{
     snapshot::{Code, EndpointSnapshot, Mode, ServiceSnapshot, State},
 };
 
+mod difference;
 mod order;
 mod ring;
 mod subset;
 mod tier;
 
+pub use difference::Difference;
 pub use ring::Ring;
 use tier::Tiers;
 

@@ -15,9 +15,6 @@ use lookaside_core::{
 
 use crate::{dispatch::Listed, endpoint::Counters, scenario::Scenario};
 
-/// Lists that differ in weights alone, or in order alone, go out to a cohort at most so often, as in the service.
-const LOAD_LIST_US: u64 = 1_000_000;
-const ORDER_LIST_US: u64 = 5_000_000;
 /// How the fleet fares goes out at each heartbeat, and where it is news before, at most so often, as in the service.
 const HEARTBEAT_US: u64 = 5_000_000;
 const FLEET_US: u64 = 1_000_000;
@@ -289,10 +286,8 @@ impl Asked {
         let assignment = policy::assign(service, &self.cohort);
         self.held_back = false;
         if let Some(held) = &self.assignment {
-            if held.digest == assignment.digest {
-                return false;
-            }
-            self.held_until_us = self.listed_us + can_wait_us(held, &assignment);
+            let Some(difference) = held.difference(&assignment) else { return false };
+            self.held_until_us = self.listed_us + difference.can_wait().as_micros() as u64;
             if now_us < self.held_until_us {
                 self.held_back = true;
                 return false;
@@ -312,27 +307,6 @@ impl Asked {
         self.assignment = Some(assignment);
         self.listed_us = now_us;
         true
-    }
-}
-
-/// How long after the list before a list can wait, as `frontend/cohorts.rs` of the service has it.
-fn can_wait_us(before: &Assignment, after: &Assignment) -> u64 {
-    let places = |assignment: &Assignment, with_loads: bool| -> BTreeMap<Address, _> {
-        let place = |e: &policy::Assigned| {
-            let codes: Vec<_> = e.reasons.iter().map(|(code, _)| *code).collect();
-            let loads = if with_loads { (e.weight, e.capacity_milli) } else { (u32::from(e.weight > 0), 0) };
-            (e.spec.address.clone(), (e.spec.incarnation, e.priority, loads, codes))
-        };
-        assignment.endpoints.iter().map(place).collect()
-    };
-    let same_frame = (before.complete, before.mode, &before.note) == (after.complete, after.mode, &after.note)
-        && before.endpoints.len() == after.endpoints.len();
-    if !same_frame || places(before, false) != places(after, false) {
-        0
-    } else if places(before, true) != places(after, true) {
-        LOAD_LIST_US
-    } else {
-        ORDER_LIST_US
     }
 }
 

@@ -65,7 +65,6 @@ const REACHED: &[(&str, &str)] = &[
     ("HELLO_WAIT_MAX", "the_first_message_is_a_hello_and_a_good_one"),
     ("HEARTBEAT_PERIOD", "ticks_follow_as_heartbeats"),
     ("FLEET_PERIOD", "an_overload_is_told_before_the_heartbeat_and_to_newcomers_with_the_list"),
-    ("LOAD_LIST_PERIOD", "order_and_weights_can_wait_and_nothing_else"),
     ("NEWCOMER_WAIT", "after_a_start_newcomers_wait_for_others_to_be_heard_and_those_that_come_back_do_not"),
     ("OUTCOME_COUNT_MAX", "absurd_counts_and_addresses_are_refused"),
     ("REPORT_BYTES_MAX", "bad_registrations_are_refused_with_a_reason"),

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use lookaside_core::{
     config::ServiceConfig,
     model::{Cohort, Locality, ServiceName, Timestamp},
-    policy::{self, Assigned, Assignment},
+    policy::{self, Assigned, Assignment, Difference},
     snapshot::{Fleet, ServiceSnapshot, Snapshot},
 };
 use tokio::{
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{encode, few::Few};
 use crate::{
     driver::Handle,
-    limits::{COHORTS_PER_SERVICE_MAX, FLEET_PERIOD, HEARTBEAT_PERIOD, LOAD_LIST_PERIOD},
+    limits::{COHORTS_PER_SERVICE_MAX, FLEET_PERIOD, HEARTBEAT_PERIOD},
     telemetry,
 };
 
@@ -382,26 +382,28 @@ impl Entry {
         let assignment = &made.list.assignment;
         let current = Arc::clone(&self.answer.borrow());
         let list = match &*current {
-            Answer::List(held) if held.whole.list.assignment.digest == assignment.digest => {
-                let same_calls = self.service.as_ref().is_some_and(|seen| seen.config.calls == service.config.calls);
-                self.service = Some(Arc::clone(service));
-                if !due && same_calls {
-                    return;
+            Answer::List(held) => match held.whole.list.assignment.difference(assignment).map(Difference::can_wait) {
+                None => {
+                    let calls = |seen: &Arc<ServiceSnapshot>| seen.config.calls == service.config.calls;
+                    let same_calls = self.service.as_ref().is_some_and(calls);
+                    self.service = Some(Arc::clone(service));
+                    if !due && same_calls {
+                        return;
+                    }
+                    (self.told_at, self.told) = (began, service.fleet);
+                    Arc::clone(&held.whole.list)
                 }
-                (self.told_at, self.told) = (began, service.fleet);
-                Arc::clone(&held.whole.list)
-            }
-            Answer::List(held) => {
-                let wait = can_wait(&held.whole.list.assignment, assignment);
                 // What is due goes out in any case, and then as the list that it would tell of.
-                if !due && self.listed_at.elapsed() < wait {
+                Some(wait) if !due && self.listed_at.elapsed() < wait => {
                     // Not noted as seen for good: a later turn comes by again.
                     (self.held_back, self.held_for) = (Some(Arc::clone(service)), wait);
                     return;
                 }
-                (self.listed_at, self.told_at, self.told) = (began, began, service.fleet);
-                Arc::clone(&made.list)
-            }
+                Some(_) => {
+                    (self.listed_at, self.told_at, self.told) = (began, began, service.fleet);
+                    Arc::clone(&made.list)
+                }
+            },
             Answer::Silent | Answer::Unknown => {
                 self.listed_at = began;
                 Arc::clone(&made.list)
@@ -452,37 +454,6 @@ fn absent(settling: bool) -> Arc<Answer> {
     static SILENT: LazyLock<Arc<Answer>> = LazyLock::new(|| Arc::new(Answer::Silent));
     static UNKNOWN: LazyLock<Arc<Answer>> = LazyLock::new(|| Arc::new(Answer::Unknown));
     Arc::clone(if settling { &SILENT } else { &UNKNOWN })
-}
-
-/// How long after the list before a list can wait that differs in so little: in order alone, or in positive weights and
-/// capacities as well. Others cannot wait at all.
-fn can_wait(before: &Assignment, after: &Assignment) -> Duration {
-    let same_frame = before.complete == after.complete
-        && before.mode == after.mode
-        && before.note == after.note
-        && before.policy == after.policy
-        && before.ring == after.ring
-        && before.endpoints.len() == after.endpoints.len();
-    if !same_frame {
-        return Duration::ZERO;
-    }
-    let held: BTreeMap<_, _> = before.endpoints.iter().map(|e| (&e.spec.address, e)).collect();
-    let codes = |e: &Assigned| e.reasons.iter().map(|(code, _)| *code).collect::<Vec<_>>();
-    let mut wait = HEARTBEAT_PERIOD;
-    for new in &after.endpoints {
-        let Some(old) = held.get(&new.spec.address) else { return Duration::ZERO };
-        let same = |old: &Assigned| {
-            let place = |e: &Assigned| (e.priority, e.weight == 0, e.is_keyed_by_instance);
-            old.spec == new.spec && place(old) == place(new) && codes(old) == codes(new)
-        };
-        if !same(old) {
-            return Duration::ZERO;
-        }
-        if (old.weight, old.capacity_milli) != (new.weight, new.capacity_milli) {
-            wait = LOAD_LIST_PERIOD;
-        }
-    }
-    wait
 }
 
 #[cfg(test)]

@@ -31,23 +31,6 @@ fn assignment(weights: &[(&str, u32)]) -> Assignment {
 }
 
 #[test]
-fn order_and_weights_can_wait_and_nothing_else() {
-    let before = assignment(&[("a:1", 100), ("b:1", 100)]);
-    assert_eq!(can_wait(&before, &assignment(&[("b:1", 50), ("a:1", 100)])), LOAD_LIST_PERIOD);
-    assert_eq!(can_wait(&before, &assignment(&[("b:1", 100), ("a:1", 100)])), HEARTBEAT_PERIOD);
-    for other in [
-        assignment(&[("a:1", 100), ("b:1", 0)]),
-        assignment(&[("a:1", 100)]),
-        assignment(&[("a:1", 100), ("c:1", 100)]),
-        Assignment { mode: ListMode::Panic, ..before.clone() },
-        Assignment { complete: false, ..before.clone() },
-        Assignment { note: "1 excluded".to_owned(), ..before.clone() },
-    ] {
-        assert_eq!(can_wait(&before, &other), Duration::ZERO, "{other:?}");
-    }
-}
-
-#[test]
 fn an_address_is_found_in_a_list_of_any_order() {
     let list = List::new(assignment(&[("c:1", 1), ("a:1", 2), ("b:1", 0)]));
     let weight = |at| list.place(&address(at)).map(|place| place.weight);
