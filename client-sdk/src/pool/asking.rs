@@ -12,7 +12,7 @@ use tokio::{
 use super::{EndpointPicker, NoPick, Pool};
 use crate::{
     endpoint::Endpoint,
-    picker::{Candidate, Pick, Probing, Rng, Said},
+    picker::{Candidate, Pick, Rng, Said},
     probe::{Answer, Probe},
 };
 
