@@ -3,7 +3,7 @@
 //! Reliability Engineering, 2016, chapter 21). Refuses to find out about overload by itself: where an endpoint alone is full,
 //! another one is the answer.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::Rng;
 
@@ -13,16 +13,21 @@ const SLICE_US: u64 = 10_000_000;
 /// Calls sent for each that is taken: at two, half of what is sent may be refused before anything is held back, and a service
 /// that recovers is noticed soon.
 const SENT_PER_TAKEN: u64 = 2;
-/// One call is sent at least so often, microseconds, whatever became of those before: nobody else would see that the service
-/// takes calls again.
+/// While nothing is taken, a call is sent all the same so long after the last one that was sent, microseconds, and after twice as
+/// long each time that such a trial is refused: nobody else would see that the service takes calls again. Where something is
+/// taken, chance lets calls through, and there are no trials: one a second of each client, and of 10,000 clients that call once
+/// a second nothing is held back.
 const TRIAL_US: u64 = 1_000_000;
+/// So often it doubles: 16 s. Ten thousand clients then try 550 times a second.
+const DOUBLINGS_MAX: u32 = 4;
 
 /// What becomes of calls during overload.
 #[derive(Debug, Default)]
 pub struct Throttle {
     is_on: AtomicBool,
-    /// When a call was last sent that would have been held back; 0 before the first.
-    tried_us: AtomicU64,
+    /// When the next trial is due, and how often the pause before it was doubled.
+    trial_at_us: AtomicU64,
+    doublings: AtomicU32,
     slices: [Slice; SLICES],
 }
 
@@ -43,12 +48,18 @@ impl Throttle {
         }
         if is_on {
             // What the last overload refused says nothing of this one.
-            for slice in &self.slices {
-                slice.calls.store(0, Relaxed);
-                slice.taken.store(0, Relaxed);
-            }
+            self.forget();
+            self.trial_at_us.store(0, Relaxed);
+            self.doublings.store(0, Relaxed);
         }
         self.is_on.store(is_on, Relaxed);
+    }
+
+    fn forget(&self) {
+        for slice in &self.slices {
+            slice.calls.store(0, Relaxed);
+            slice.taken.store(0, Relaxed);
+        }
     }
 
     /// Whether the service has too much to do: nothing is sent twice then.
@@ -59,6 +70,11 @@ impl Throttle {
     /// A call that was sent has ended: it was taken, or refused. Counts during overload alone, so that nothing is paid before.
     pub fn ended(&self, was_taken: bool, now_us: u64) {
         if self.is_on() {
+            if was_taken && self.doublings.swap(0, Relaxed) > 0 {
+                // After trials this is another time than that in which all was refused. Remembered, that would make a client of
+                // a hundred calls a second wait for ten minutes before half of them are sent again.
+                self.forget();
+            }
             let slice = self.slice(now_us);
             slice.calls.fetch_add(1, Relaxed);
             slice.taken.fetch_add(was_taken.into(), Relaxed);
@@ -72,18 +88,28 @@ impl Throttle {
         }
         let (calls, taken) = self.remembered(now_us);
         let excess = calls.saturating_sub(taken.saturating_mul(SENT_PER_TAKEN));
-        let holds_back = rng.below(calls.saturating_add(1)) < excess && !self.takes_trial(now_us);
+        let would_hold = rng.below(calls.saturating_add(1)) < excess;
+        let holds_back = would_hold && !(taken == 0 && self.takes_trial(now_us));
         if holds_back {
             self.slice(now_us).calls.fetch_add(1, Relaxed);
+        } else {
+            // Clients that were told at the same moment do not try at the same moment.
+            let pause_us = TRIAL_US << self.doublings.load(Relaxed).min(DOUBLINGS_MAX);
+            let next_us = now_us.saturating_add(pause_us + rng.below(pause_us / 4));
+            self.trial_at_us.store(next_us, Relaxed);
         }
         holds_back
     }
 
-    /// Takes the next call that is sent to find out.
+    /// Takes the trial that is due: one call, however many threads come at the same time.
     fn takes_trial(&self, now_us: u64) -> bool {
-        let before_us = self.tried_us.load(Relaxed);
-        let is_due = before_us == 0 || now_us.saturating_sub(before_us) >= TRIAL_US;
-        is_due && self.tried_us.compare_exchange(before_us, now_us.max(1), Relaxed, Relaxed).is_ok()
+        let due_us = self.trial_at_us.load(Relaxed);
+        let is_taken =
+            now_us >= due_us && self.trial_at_us.compare_exchange(due_us, u64::MAX, Relaxed, Relaxed).is_ok();
+        if is_taken {
+            self.doublings.fetch_add(1, Relaxed);
+        }
+        is_taken
     }
 
     /// Calls made of late, and those of them that were taken.
@@ -172,13 +198,63 @@ mod tests {
     }
 
     #[test]
-    fn one_call_a_second_is_sent_whatever_became_of_the_others() {
+    fn trials_that_are_refused_become_rarer_until_something_is_taken() {
         let throttle = Throttle::default();
         throttle.set_on(true);
-        (0..1_000_000).for_each(|_| throttle.ended(false, 1));
+        let refused = |now_us| (0..1_000_000).for_each(|_| throttle.ended(false, now_us));
+        refused(1);
         let mut rng = Rng::from_seed(1);
-        let tries = (0..6_000).map(|n| n * 10_000).filter(|now_us| !throttle.holds_back(*now_us, &mut rng)).count();
-        assert!((60..=62).contains(&tries), "{tries} in a minute");
+        let mut tries = |seconds: std::ops::Range<u64>| {
+            let times = (seconds.start * 100..seconds.end * 100).map(|n| n * 10_000);
+            times.filter(|now_us| !throttle.holds_back(*now_us, &mut rng)).map(|us| us / SECOND_US).collect::<Vec<_>>()
+        };
+        let early = tries(0..100);
+        let pauses: Vec<_> = early.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert_eq!(pauses.len(), 7, "{early:?}");
+        let expected = [2..=3, 4..=5, 8..=10, 16..=20, 16..=20, 16..=20, 16..=20];
+        assert!(pauses.iter().zip(expected).all(|(pause, expected)| expected.contains(pause)), "{early:?}");
+        throttle.ended(true, 100 * SECOND_US);
+        refused(100 * SECOND_US);
+        assert_eq!(tries(100..115), [0; 0], "something was taken: no trials");
+        refused(200 * SECOND_US);
+        let late = tries(230..240);
+        assert!(late.len() >= 3, "what was taken is forgotten, and trials begin anew: {late:?}");
+    }
+
+    #[test]
+    fn after_an_outage_the_first_call_that_is_taken_ends_what_was_remembered() {
+        let throttle = Throttle::default();
+        throttle.set_on(true);
+        sent(&throttle, 0..300, 0);
+        assert!(sent(&throttle, 300..330, 100) >= 99);
+    }
+
+    #[test]
+    fn many_clients_that_seldom_call_do_not_bury_a_service_together() {
+        const CLIENTS: u64 = 1_000;
+        const TAKES_PER_S: u64 = 100;
+        let clients: Vec<_> = (0..CLIENTS).map(|_| Throttle::default()).collect();
+        clients.iter().for_each(|throttle| throttle.set_on(true));
+        let mut rng = Rng::from_seed(1);
+        let (mut sent, mut taken) = (0, 0);
+        for second in 0..600 {
+            let mut sent_now = 0;
+            // Each calls about once a second, in an order that changes.
+            for call in 0..CLIENTS {
+                let throttle = &clients[rng.below(CLIENTS) as usize];
+                let now_us = second * SECOND_US + call * 1_000;
+                if !throttle.holds_back(now_us, &mut rng) {
+                    throttle.ended(sent_now < TAKES_PER_S, now_us);
+                    sent_now += 1;
+                }
+            }
+            if second >= 300 {
+                sent += sent_now;
+                taken += sent_now.min(TAKES_PER_S);
+            }
+        }
+        let (sent, taken) = (sent / 300, taken / 300);
+        assert!(sent <= 3 * TAKES_PER_S && taken >= TAKES_PER_S * 9 / 10, "{sent} sent a second, {taken} taken");
     }
 
     #[test]
