@@ -88,6 +88,7 @@ impl Attempt {
     /// The endpoint told of so many requests in flight, at this time.
     pub(crate) fn told(&self, rif: u32, told_us: u64) {
         self.pool.probing.told();
+        self.endpoint.probed.told(self.pool.now_us());
         self.pool.picker().heard(&self.endpoint.peer, Said::Rif(rif), told_us, self.pool.now_us());
     }
 
@@ -140,6 +141,10 @@ impl Attempt {
         }
         if rif.is_some() {
             self.pool.probing.told();
+            // A failed call's word counts for nothing: perhaps it was shed as well.
+            if class == Class::Ok {
+                self.endpoint.probed.told(now_us);
+            }
         }
         let suspicion = self.pool.picker().ended(&self.endpoint.peer, class, self.sent_us, self.answered, rif, now_us);
         if let Some(suspicion) = suspicion {

@@ -36,9 +36,10 @@ const LIFE: Duration = Duration::from_secs(2);
 const PROBES_MAX: u32 = 4;
 /// An endpoint that does not know probes, or answers with nonsense, is not asked again before this, microseconds.
 const MUTE_US: u64 = 60_000_000;
-/// One that has no time for a probe is left alone for so long, microseconds, and for twice as long each time again.
+/// One that has no time for a probe is left alone for so long, microseconds, and for twice as long each time again: up to what
+/// an overload lasts that is over soon.
 const BUSY_US_MIN: u64 = 1_000_000;
-const BUSY_US_MAX: u64 = MUTE_US;
+const BUSY_US_MAX: u64 = 8_000_000;
 
 /// How one endpoint takes probes.
 #[derive(Debug, Default)]
@@ -84,6 +85,15 @@ impl Probed {
             Answer::Rif(_) | Answer::Unwilling => self.forget(),
             Answer::Busy => self.busy(now_us),
             Answer::Mute => self.mute(now_us),
+        }
+    }
+
+    /// The response to a call told of load: it has time again. The shortest pause stays: one that answers calls and sheds probes
+    /// would be asked for every call.
+    pub(crate) fn told(&self, now_us: u64) {
+        if self.busy_times.load(Relaxed) > 0 {
+            self.busy_times.store(0, Relaxed);
+            self.busy_until_us.fetch_min(now_us.saturating_add(BUSY_US_MIN), Relaxed);
         }
     }
 
@@ -153,6 +163,11 @@ impl Probe {
     pub(crate) fn of(endpoint: &Arc<Endpoint>, now_us: u64) -> Option<Self> {
         let seat = endpoint.spare_seat()?;
         endpoint.probed.begin(now_us).then(|| Self { endpoint: endpoint.clone(), seat })
+    }
+
+    /// Whom it asks.
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
     }
 
     /// Sends it, and waits for what is answered.
@@ -251,7 +266,7 @@ mod tests {
     fn one_that_sheds_a_probe_is_asked_again_soon_and_later_each_time() {
         let probed = Probed::default();
         let mut now_us = 7;
-        for pause_s in [1, 2, 4, 8, 16, 32, 60, 60] {
+        for pause_s in [1, 2, 4, 8, 8, 8] {
             // Three that were under way together.
             (0..3).for_each(|n| probed.learn(Answer::of_code(Code::Unavailable), now_us + n));
             assert!(!probed.is_mute(now_us), "it may well know probes");
@@ -264,5 +279,21 @@ mod tests {
         assert!(probed.begin(now_us + BUSY_US_MIN), "what was answered ends the row");
         probed.learn(Answer::of_code(Code::Unimplemented), now_us);
         assert!(probed.is_mute(now_us + MUTE_US - 1));
+    }
+
+    #[test]
+    fn a_response_that_tells_of_load_ends_the_long_pauses_of_one_that_shed_probes() {
+        let probed = Probed::default();
+        [0, BUSY_US_MIN, 3 * BUSY_US_MIN].iter().for_each(|now_us| probed.learn(Answer::Busy, *now_us));
+        let told_us = 4 * BUSY_US_MIN;
+        probed.told(told_us);
+        probed.told(told_us + 5);
+        assert!(!probed.begin(told_us + BUSY_US_MIN - 1), "not for every call");
+        assert!(probed.begin(told_us + BUSY_US_MIN), "not after seven seconds");
+        probed.learn(Answer::Busy, told_us + BUSY_US_MIN);
+        assert!(probed.is_busy(told_us + 2 * BUSY_US_MIN - 1) && !probed.is_busy(told_us + 2 * BUSY_US_MIN));
+        probed.mute(told_us);
+        probed.told(told_us);
+        assert!(probed.is_mute(told_us), "probes it does not know");
     }
 }

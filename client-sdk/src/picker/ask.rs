@@ -29,13 +29,15 @@ pub enum Said {
     Unwilling,
     /// Nothing, in time.
     Nothing,
+    /// It could not be asked.
+    Unasked,
 }
 
 impl Said {
     fn rif(self) -> Option<u32> {
         match self {
             Self::Rif(rif) => Some(rif),
-            Self::Unwilling | Self::Nothing => None,
+            Self::Unwilling | Self::Nothing | Self::Unasked => None,
         }
     }
 }
@@ -68,6 +70,14 @@ impl<T> Picker<T> {
             self.heard(&candidate.peer, said, now_us, now_us);
         }
         let lane = self.fleet.lane();
+        // To have been asked is no merit: of one that could not be the usual is taken, or what it told last.
+        let seems_below = |unasked: &Candidate<T>, said: Said, rif: u32, asked: &Candidate<T>| {
+            let told = unasked.peer.told(now_us, self.fleet.token_age_us());
+            let expected = told.unwrap_or_else(|| self.rif_expected(unasked)).max(unasked.peer.load(now_us));
+            said == Said::Unasked
+                && self.may_speak_for_itself(unasked, lane, now_us, tried)
+                && is_below(load_with(expected), unasked, load_with(rif.into()), asked)
+        };
         let speaks = |candidate: &Candidate<T>| self.is_credible(candidate, lane, now_us, tried);
         // Who wants no call is worse than who said nothing.
         let chosen = match known.map(|known| known.filter(|(_, said)| *said != Said::Unwilling)) {
@@ -76,6 +86,8 @@ impl<T> Picker<T> {
                     (Some(rif_a), Some(rif_b)) if is_below(load_with(rif_b.into()), b, load_with(rif_a.into()), a) => {
                         Some(b)
                     }
+                    (Some(rif_a), None) if seems_below(b, said_b, rif_a, a) => Some(b),
+                    (None, Some(rif_b)) if seems_below(a, said_a, rif_b, b) => Some(a),
                     (Some(_), Some(_) | None) => Some(a),
                     (None, Some(_)) => Some(b),
                     (None, None) => {
@@ -114,7 +126,7 @@ impl<T> Picker<T> {
                 self.fleet.lane().bank(mark, rif.into(), said_us, now_us);
             }
             Said::Unwilling => candidate.peer.tell(None, said_us, now_us),
-            Said::Nothing => {}
+            Said::Nothing | Said::Unasked => {}
         }
     }
 

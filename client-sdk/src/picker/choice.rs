@@ -222,7 +222,7 @@ impl<T> Picker<T> {
     }
 
     /// Requests in flight to be expected at an endpoint of which nothing is known: as at the others, for its capacity and weight.
-    fn rif_expected(&self, candidate: &Candidate<T>) -> u64 {
+    pub(super) fn rif_expected(&self, candidate: &Candidate<T>) -> u64 {
         let milli = u128::from(self.fleet.rif_milli_mean()) * u128::from(candidate.capacity_milli) / 1_000;
         let milli = milli * u128::from(candidate.weight) / u128::from(self.weight_max);
         // To the nearest whole one.
@@ -277,7 +277,13 @@ impl<T> Picker<T> {
     }
 
     /// Whether what an endpoint told with a response may bring it a call: it is credible, and owes no answers since.
-    fn may_speak_for_itself(&self, candidate: &Candidate<T>, lane: &Lane, now_us: u64, tried: &[u64]) -> bool {
+    pub(super) fn may_speak_for_itself(
+        &self,
+        candidate: &Candidate<T>,
+        lane: &Lane,
+        now_us: u64,
+        tried: &[u64],
+    ) -> bool {
         self.is_credible(candidate, lane, now_us, tried)
             && candidate.peer.unanswered().0 < UNANSWERED_MAX
             && !self.is_late(&candidate.peer, now_us)

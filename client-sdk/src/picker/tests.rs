@@ -641,6 +641,31 @@ fn two_are_asked_when_nothing_is_known_and_the_call_goes_to_the_one_with_less() 
 }
 
 #[test]
+fn to_have_been_asked_is_no_merit() {
+    let settle = |said: [Said; 2], before: &dyn Fn(&World)| {
+        let world = told(&[1_000; 4], &[]);
+        for _ in 0..64 {
+            world.peers[2..].iter().for_each(|peer| world.picker.heard(peer, Said::Rif(6), 1, 1));
+        }
+        before(&world);
+        let asked = [(&*world.peers[0], said[0]), (&*world.peers[1], said[1])];
+        world.picker.settle(asked, 2_000_000, &mut Rng::from_seed(1), &[]).expect("one").item
+    };
+    let nothing = |_: &World| {};
+    // The usual is six.
+    assert_eq!(settle([Said::Rif(9), Said::Unasked], &nothing), 1);
+    assert_eq!(settle([Said::Unasked, Said::Rif(9)], &nothing), 0);
+    assert_eq!(settle([Said::Rif(5), Said::Unasked], &nothing), 0);
+    assert_eq!(settle([Said::Unasked, Said::Rif(5)], &nothing), 1);
+    assert_eq!(settle([Said::Rif(9), Said::Nothing], &nothing), 0, "who was asked and is silent is busy");
+    // What it told lately counts for more than what is usual, and so do calls of its own.
+    let told_more = |world: &World| world.picker.heard(&world.peers[1], Said::Rif(12), 1_999_999, 2_000_000);
+    assert_eq!(settle([Said::Rif(9), Said::Unasked], &told_more), 0);
+    let busy = |world: &World| (0..12).for_each(|_| assert!(world.peers[1].begin_below(u32::MAX)));
+    assert_eq!(settle([Said::Rif(9), Said::Unasked], &busy), 0);
+}
+
+#[test]
 fn what_another_thread_heard_is_used_before_anybody_is_asked() {
     let mut world = told(&[1_000; 4], &[]);
     let fleet = Arc::new(Fleet::with_lanes(1, LANES_MAX));

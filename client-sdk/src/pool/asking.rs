@@ -48,26 +48,29 @@ impl Pool {
         }
     }
 
-    /// What both say of their load, as far as they do in time. Either both are asked or none is: of one that can be asked and one
-    /// that cannot the first would get every call.
+    /// What they say of their load, as far as they do in time, and as far as they can be asked: one that sheds questions must not
+    /// keep the others from being asked.
     async fn ask(&self, pair: [&Candidate<Arc<Endpoint>>; 2]) -> [Said; 2] {
         let now_us = self.now_us();
-        let [Some(a), Some(b)] = pair.map(|candidate| Probe::of(&candidate.item, now_us)) else {
-            return [Said::Nothing; 2];
-        };
-        if !self.probing.budget.spend(2) {
-            return [Said::Nothing; 2];
+        let probes = pair.map(|candidate| Probe::of(&candidate.item, now_us));
+        let count = probes.iter().flatten().map(|_| 1).sum();
+        if count == 0 || !self.probing.budget.spend(count) {
+            return [Said::Unasked; 2];
         }
         let patience = Duration::from_micros(self.probing.patience_us(self.fleet.answer_us_mean()));
         let until = Instant::now() + patience;
-        let answers = [(pair[0], a), (pair[1], b)].map(|(candidate, probe)| {
-            let (tell, told) = oneshot::channel();
-            self.send(candidate.item.clone(), probe, Some(tell));
-            told
+        let [a, b] = probes.map(|probe| {
+            probe.map(|probe| {
+                let (tell, told) = oneshot::channel();
+                self.send(probe, Some(tell));
+                told
+            })
         });
-        let mut said = [Said::Nothing; 2];
-        for (said, answer) in said.iter_mut().zip(answers) {
-            *said = timeout_at(until, answer).await.ok().and_then(Result::ok).unwrap_or(Said::Nothing);
+        let mut said = [Said::Unasked; 2];
+        for (said, answer) in said.iter_mut().zip([a, b]) {
+            if let Some(answer) = answer {
+                *said = timeout_at(until, answer).await.ok().and_then(Result::ok).unwrap_or(Said::Nothing);
+            }
         }
         said
     }
@@ -85,7 +88,7 @@ impl Pool {
             && self.probing.begin_aside()
         {
             match Probe::of(endpoint, self.now_us()) {
-                Some(probe) => self.send(endpoint.clone(), probe, None),
+                Some(probe) => self.send(probe, None),
                 None => self.probing.end_aside(),
             }
         }
@@ -93,8 +96,8 @@ impl Pool {
 
     /// Sends a probe. What is answered goes to whoever waits for it; if nobody does any more, or it was sent on the side, to the
     /// picker.
-    fn send(&self, endpoint: Arc<Endpoint>, probe: Probe, tell: Option<oneshot::Sender<Said>>) {
-        let (pool, sent_us) = (self.me.clone(), self.now_us());
+    fn send(&self, probe: Probe, tell: Option<oneshot::Sender<Said>>) {
+        let (pool, endpoint, sent_us) = (self.me.clone(), probe.endpoint().clone(), self.now_us());
         tokio::spawn(async move {
             let answer = probe.ask().await;
             let Some(pool) = pool.upgrade() else { return };

@@ -133,7 +133,7 @@ impl Dispatcher for Lookaside {
                 return Choice::Ask([first.item, second.item]);
             }
             Some(Pick::Ask(pair)) => {
-                let unasked = pair.map(|candidate| (&*candidate.peer, Said::Nothing));
+                let unasked = pair.map(|candidate| (&*candidate.peer, Said::Unasked));
                 self.picker.settle(unasked, now_us, rng, &self.tried)
             }
             None => None,

@@ -94,6 +94,29 @@ async fn calls_go_where_an_answer_tells_of_less_load() {
 }
 
 #[tokio::test]
+async fn one_that_sheds_probes_does_not_keep_the_other_from_being_asked() {
+    let (backends, channel, client_of_two) = of_two(true).await;
+    let (_somebody, other) = client(fixed(&[&backends[0].address]));
+    for _ in 0..30 {
+        let mut other = other.clone();
+        tokio::spawn(async move { other.unary(asks("wait")).await });
+    }
+    eventually("loaded", || backends[0].counts.open.load(SeqCst) == 30).await;
+    calls(&client_of_two, 6).await;
+    let loaded = || backends[0].counts.calls.load(SeqCst);
+    let before = (loaded(), probes(&backends[..1]));
+    let pool = &channel.inner.pool;
+    for _ in 0..8 {
+        forgets().await;
+        let sheds = pool.endpoints().into_iter().find(|endpoint| *endpoint.address == *backends[1].address).unwrap();
+        sheds.probed.learn(crate::probe::Answer::Busy, pool.now_us());
+        calls(&client_of_two, 1).await;
+    }
+    let (calls, asked) = (loaded() - before.0, probes(&backends[..1]) - before.1);
+    assert!(calls <= 2 && asked >= 6, "{calls} of 8 to the loaded one, {asked} probes");
+}
+
+#[tokio::test]
 async fn backends_that_do_not_answer_probes_work_as_before() {
     let (backends, channel, client) = of_two(false).await;
     calls(&client, 40).await;
