@@ -155,7 +155,7 @@ impl ResponseBody {
         let goodbye = self.attempt.goodbye();
         let status = match of_error(error, goodbye, &self.attempt.endpoint.address, self.attempt.number, true) {
             Verdict::Failed(status) | Verdict::Final(status) => status,
-            Verdict::NotProcessed(reason) => Status::unavailable(reason),
+            Verdict::Refused(reason) | Verdict::NotProcessed(reason) => Status::unavailable(reason),
         };
         self.attempt.end(class_of(status.code()));
         status

@@ -79,16 +79,33 @@ pub(super) fn attempt_at(call: &Call<'_>, endpoint: Arc<Endpoint>) -> Attempt {
 pub(super) async fn execute(call: &Call<'_>, bound: Option<Attempt>, previous: u32) -> Result<Answer, Failure> {
     let is_bound = bound.is_some();
     let mut bound = bound;
+    let mut was_refused = false;
+    // Once, whoever refused it, and nothing of a call that nobody saw: that says nothing of how much there is to do.
+    let count = |was_refused: bool| {
+        if was_refused && !is_bound {
+            call.pool.advice.ended(Class::Overload, call.pool.now_us());
+        }
+    };
     loop {
         let attempt = match bound.take() {
             Some(attempt) => attempt,
-            None => attempt_at(call, choose(call).await.map_err(Failure::Nowhere)?),
+            None => match choose(call).await {
+                Ok(endpoint) => attempt_at(call, endpoint),
+                Err(status) => {
+                    count(was_refused);
+                    return Err(Failure::Nowhere(status));
+                }
+            },
         };
         let (endpoint, number) = (attempt.endpoint.clone(), attempt.number);
         let reason = match once(call, attempt, previous).await {
             Ok(answer) => return Ok(answer),
             Err(Verdict::Failed(status)) => return Err(Failure::There(status)),
             Err(Verdict::Final(status)) => return Err(Failure::Final(status)),
+            Err(Verdict::Refused(reason)) => {
+                was_refused = true;
+                reason
+            }
             Err(Verdict::NotProcessed(reason)) => reason,
         };
         let address = &endpoint.address;
@@ -102,10 +119,7 @@ pub(super) async fn execute(call: &Call<'_>, bound: Option<Attempt>, previous: u
             call.trail.left(address, &reason);
             continue;
         };
-        if !is_bound {
-            // Refused by all who were asked.
-            call.pool.advice.ended(Class::Overload, call.pool.now_us());
-        }
+        count(was_refused);
         let message = format!("call to {address} failed before it was processed: {reason}; {stuck}");
         let status = why::status(Code::Unavailable, message, Some(address), What::NotProcessed, number);
         return Err(Failure::Unprocessed(status));
@@ -239,15 +253,15 @@ async fn once(call: &Call<'_>, mut attempt: Attempt, previous: u32) -> Result<An
         Err(error) => {
             let goodbye = attempt.goodbye().cloned();
             let verdict = of_error(&error, goodbye.as_ref(), &attempt.endpoint.address, attempt.number, false);
-            let moves_or_is_ours =
-                matches!(verdict, Verdict::NotProcessed(_)) || (error.is_reset() && !error.is_remote());
+            let moves_or_is_ours = matches!(verdict, Verdict::Refused(_) | Verdict::NotProcessed(_))
+                || (error.is_reset() && !error.is_remote());
             if let Some(status) = replay.failure().filter(|_| moves_or_is_ours) {
                 // The request broke off on the application's side: nobody here is to blame, and nobody else is to get half of it.
                 attempt.end(Class::Cancelled);
                 return Err(Verdict::Final(status));
             }
             match &verdict {
-                Verdict::NotProcessed(_) if error.is_reset() => attempt.refused(),
+                Verdict::Refused(_) => attempt.refused(),
                 Verdict::NotProcessed(_) => attempt.leave(),
                 Verdict::Failed(status) | Verdict::Final(status) => attempt.end(class_of(status.code())),
             }

@@ -12,6 +12,8 @@ use crate::{
 /// What became of an attempt that failed.
 #[derive(Debug)]
 pub(crate) enum Verdict {
+    /// Sent, and refused for this reason, which says that there is too much to do: it may go elsewhere.
+    Refused(String),
     /// Provably not processed, for this reason: it may go elsewhere.
     NotProcessed(String),
     /// It may have been processed.
@@ -30,7 +32,7 @@ pub(crate) fn of_error(
 ) -> Verdict {
     if error.is_remote() && !answered {
         if error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM) {
-            return Verdict::NotProcessed("refused: it takes no more streams".to_owned());
+            return Verdict::Refused("refused: it takes no more streams".to_owned());
         }
         if error.is_go_away() {
             // h2 gives this to streams above the last one the peer says it will process, and to no other.

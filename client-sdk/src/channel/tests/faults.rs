@@ -8,7 +8,11 @@ use lookaside_proto::v1;
 use tonic::{Status, body::Body};
 
 use super::*;
-use crate::testing::{Balancer, Seen};
+use crate::{
+    list::List,
+    snapshot::ListSource,
+    testing::{Balancer, Seen},
+};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -120,6 +124,29 @@ async fn a_call_that_was_refused_and_moved_is_no_sign_that_the_service_takes_non
     throttle.set_on(true);
     client_of_one.unary(says(b"x")).await.unwrap_err();
     assert_eq!(throttle.remembered(channel.inner.pool.now_us()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_saw_was_not_refused_and_one_that_was_counts_wherever_it_ends() {
+    let raw = Raw::start(Manner::GoAway).await;
+    let (channel, mut client_of_one) = client(fixed(&[&raw.address]));
+    ready(&channel).await;
+    let pool = &channel.inner.pool;
+    pool.advice.throttle.set_on(true);
+    client_of_one.unary(says(b"x")).await.unwrap_err();
+    assert_eq!(pool.advice.throttle.remembered(pool.now_us()), (0, 0), "it left, and was never too busy");
+    let raw = Raw::start(Manner::RefuseLate).await;
+    let (channel, client_of_one) = client(fixed(&[&raw.address]));
+    ready(&channel).await;
+    let pool = &channel.inner.pool;
+    pool.advice.throttle.set_on(true);
+    let mut calling = client_of_one.clone();
+    let call = tokio::spawn(async move { calling.unary(says(b"x")).await });
+    eventually("there", || raw.calls.load(SeqCst) == 1).await;
+    pool.apply(List::plain(&[]), ListSource::Static, None);
+    let status = call.await.unwrap().unwrap_err();
+    assert_eq!(why(&status).unwrap().what, What::NoEndpoint, "{status}");
+    assert_eq!(pool.advice.throttle.remembered(pool.now_us()), (1, 0));
 }
 
 #[tokio::test]

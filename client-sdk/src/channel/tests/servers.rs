@@ -259,6 +259,8 @@ pub(super) enum Manner {
     Hang,
     /// RST_STREAM with REFUSED_STREAM.
     Refuse,
+    /// The same after a while.
+    RefuseLate,
     /// GOAWAY that names no stream as processed.
     GoAway,
     /// The same after a while.
@@ -315,7 +317,10 @@ async fn misbehave(mut socket: TcpStream, manner: Manner, calls: Arc<AtomicUsize
         calls.fetch_add(1, SeqCst);
         match manner {
             Manner::Hang => {}
-            Manner::Refuse => {
+            Manner::Refuse | Manner::RefuseLate => {
+                if matches!(manner, Manner::RefuseLate) {
+                    tokio::time::sleep(LATE).await;
+                }
                 let mut frame = vec![0, 0, 4, 3, 0];
                 frame.extend(stream);
                 frame.extend(7u32.to_be_bytes());
