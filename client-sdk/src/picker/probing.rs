@@ -12,10 +12,10 @@ pub const PROBE_BUDGET_PERCENT: u32 = 200;
 /// sparse ones 6.40 in place of 6.20.
 pub const PAYS_FACTOR: u64 = 10;
 /// It waits no longer than this, microseconds, and not for more than a quarter of what a call takes; but for the shortest time
-/// that a timer can tell from none, and for three times what an answer takes, which is less than a quarter where it pays: else
-/// calls between far places would wait in vain.
+/// that a timer can tell from none, and for twice what an answer takes, a fifth of a call at most where it pays: else calls
+/// between far places would wait in vain.
 pub const PATIENCE_US_MAX: u64 = 3_000;
-const PATIENCE_ROUND_TRIPS: u64 = 3;
+const PATIENCE_ROUND_TRIPS: u64 = 2;
 const PATIENCE_US_MIN: u64 = 500;
 const PATIENCE_DIVISOR: u64 = 4;
 /// Where it does not pay, one endpoint is asked on the side so often, microseconds, to see whether it would: soon at first.
@@ -162,10 +162,16 @@ mod tests {
         assert!(probing.decide(2_000, 0) && !probing.decide(1_999, 0) && !probing.decide(0, 0));
         probing.set_wanted(false);
         assert!(!probing.decide(4_000, 0));
-        assert_eq!([0, 8_000, 100_000].map(|answer_us| probing.patience_us(answer_us)), [600, 2_000, 3_000]);
+        assert_eq!([0, 8_000, 100_000].map(|answer_us| probing.patience_us(answer_us)), [500, 2_000, 3_000]);
         let far = asking();
         far.answered(5_000);
-        assert!(far.decide(100_000, 0) && far.patience_us(100_000) == 15_000, "longer than an answer takes");
+        assert!(far.decide(100_000, 0) && far.patience_us(100_000) == 10_000, "longer than an answer takes");
+        for round_trip_us in [200, 1_000, 3_000, 30_000] {
+            let probing = asking();
+            probing.answered(round_trip_us);
+            let call_us = round_trip_us * PAYS_FACTOR;
+            assert!(probing.decide(call_us, 0) && probing.patience_us(call_us) <= call_us / PATIENCE_DIVISOR);
+        }
     }
 
     #[test]
