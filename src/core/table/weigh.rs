@@ -21,8 +21,9 @@ const STEP_PERMILLE: u32 = 100;
 const STEP_IN_TIME_PERMILLE: u32 = 30;
 const IN_TIME: Duration = Duration::from_secs(5);
 
-/// What an endpoint says of its calls counts up to so many times what the median one says for its share, and at least up to so
-/// many: one that says anything would otherwise have its calls sent to the others, and drown what these differ by.
+/// What an endpoint says of its calls counts in the sums up to so many times what the median one says for its share, and at
+/// least up to so many: one that says anything would otherwise drown what the others differ by. For its own share all of it
+/// counts: a queue is worked off as long as it is, and one that lies loses only its own calls.
 const BELIEVED_TIMES: f64 = 4.0;
 const BELIEVED_MIN: f64 = 4.0;
 
@@ -102,15 +103,13 @@ impl Service {
             .into_iter()
             .map(|(tier, told)| (tier, (usual(told.in_flight), usual(told.calls_per_second))))
             .collect();
-        for part in &mut parts {
+        for part in &parts {
             let Some(total) = tiers.get_mut(&part.tier) else { continue };
             let (in_flight, calls_per_second) = usual.get(&part.tier).copied().unwrap_or_default();
-            part.in_flight = part.in_flight.map(|told| believed(told, in_flight, part.share));
-            part.calls_per_second = believed(part.calls_per_second, calls_per_second, part.share);
-            if let Some(in_flight) = part.in_flight.filter(|_| !part.is_frozen) {
+            if let Some(told) = part.in_flight.filter(|_| !part.is_frozen) {
                 total.shares_heard += part.share;
-                total.calls_per_second += part.calls_per_second;
-                total.in_flight += in_flight;
+                total.calls_per_second += believed(part.calls_per_second, calls_per_second, part.share);
+                total.in_flight += believed(told, in_flight, part.share);
             }
         }
         let mut wanted = Vec::with_capacity(parts.len());

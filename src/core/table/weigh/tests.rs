@@ -268,3 +268,16 @@ fn one_that_says_it_is_buried_moves_nobody_else() {
         assert!((0.2..0.5).contains(&slow), "a slow host has {slow} of a fast one's after {second} s: {shares:?}");
     }
 }
+
+#[test]
+fn a_host_that_is_stuck_among_idle_ones_gets_no_more_calls() {
+    // Two in flight each, so that the queue of one is soon beyond anything that the others have.
+    let mut fleet = Fleet::new(PolicyKind::WeightedRoundRobin, vec![Host::of(0.02); 20], 0.25);
+    fleet.seconds(60);
+    fleet.hosts[0].speed = 0.0;
+    fleet.seconds(3);
+    // The least that there is, a sixteenth of its share; by its capacity alone that takes ten seconds more.
+    assert!(fleet.published()[0] < 0.004, "{}", fleet.published()[0]);
+    fleet.seconds(10);
+    assert!(fleet.hosts[0].in_flight < 400.0, "{} wait", fleet.hosts[0].in_flight);
+}
