@@ -2,7 +2,7 @@
 //! serves at once, and is stale until its sources and backends have spoken again: silence meanwhile is the balancer's own
 //! doing and takes nobody out.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Refusal, Table,
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::PolicyKind,
     kept::{Kept, KeptEndpoint, KeptService},
-    limits::{PRIORITY_MAX, SERVICES_MAX, WEIGHT_MAX},
+    limits::{CAPACITY_MILLI_MAX, CAPACITY_MILLI_MIN, PRIORITY_MAX, SERVICES_MAX, WEIGHT_MAX},
     model::{EndpointSpec, Timestamp},
     snapshot::SourceSnapshot,
 };
@@ -111,14 +111,13 @@ impl Service {
         }
     }
 
-    /// As lists had it, where they had any.
+    /// What was found out of the host itself, where lists go by that. What weights make up for besides is of the moment.
     fn keep_capacity(&self, endpoint: &Endpoint) -> Option<u32> {
-        let is_known = match self.config.policy {
-            PolicyKind::LeastLoad => endpoint.capacity.is_known(),
-            PolicyKind::WeightedRoundRobin => self.scale.is_known,
+        let is_asked_for = match self.config.policy {
+            PolicyKind::LeastLoad | PolicyKind::WeightedRoundRobin => true,
             PolicyKind::RoundRobin | PolicyKind::RingHash => false,
         };
-        is_known.then(|| self.capacity_milli(endpoint)).filter(|milli| *milli > 0)
+        (is_asked_for && endpoint.capacity.is_known()).then(|| endpoint.capacity.milli())
     }
 
     /// Lets go of sources that it was restored with and that the configuration no longer has.
@@ -138,6 +137,23 @@ impl Service {
         let endpoints = kept.endpoints.into_iter().map(|kept| restored(kept, now));
         self.endpoints = endpoints.map(|endpoint| (endpoint.spec.address.clone(), endpoint)).collect();
         self.scale.is_known = self.endpoints.values().any(|endpoint| endpoint.capacity.is_known());
+        self.restore_weights();
+    }
+
+    /// Around the mean of each priority, as the last start had them: lists that say the same are no new ones.
+    fn restore_weights(&mut self) {
+        let mut tiers: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        for endpoint in self.endpoints.values() {
+            let (weights, capacities) = tiers.entry(endpoint.spec.priority).or_default();
+            *weights += u64::from(endpoint.spec.weight);
+            *capacities += endpoint.capacity_milli();
+        }
+        for endpoint in self.endpoints.values_mut() {
+            let (weights, capacities) = tiers.get(&endpoint.spec.priority).copied().unwrap_or_default();
+            let milli = u64::from(endpoint.capacity.milli() * USUAL_MILLI) * weights / capacities.max(1);
+            let milli = u32::try_from(milli).unwrap_or(CAPACITY_MILLI_MAX);
+            endpoint.corrected_milli = milli.clamp(CAPACITY_MILLI_MIN, CAPACITY_MILLI_MAX);
+        }
     }
 }
 
@@ -160,7 +176,6 @@ fn restored(kept: KeptEndpoint, now: Timestamp) -> Endpoint {
         warming_since: kept.warming_permille.map(|_| now),
         warmed_permille: kept.warming_permille.map_or(0, |permille| u64::from(permille.min(1000))),
         trusted: kept.trusted,
-        corrected_milli: kept.capacity_milli.map_or(USUAL_MILLI, |_| capacity.milli()),
         capacity,
         ..Endpoint::new(spec, kept.newcomer, now)
     }

@@ -281,3 +281,16 @@ fn a_host_that_is_stuck_among_idle_ones_gets_no_more_calls() {
     fleet.seconds(10);
     assert!(fleet.hosts[0].in_flight < 400.0, "{} wait", fleet.hosts[0].in_flight);
 }
+
+#[test]
+fn what_a_queue_takes_off_a_weight_does_not_outlive_a_restart() {
+    let mut fleet = Fleet::new(PolicyKind::WeightedRoundRobin, vec![Host::of(1.0); 10], 0.8);
+    fleet.seconds(200);
+    fleet.hosts[0].in_flight += 24.0;
+    fleet.seconds(5);
+    let shown: Vec<u32> = fleet.service.endpoints.iter().map(|e| e.capacity_milli).collect();
+    assert!(shown[0] < 930, "{shown:?}");
+    let kept = fleet.table.keep(fleet.now).unwrap();
+    let kept: Vec<u32> = kept.services[&name()].endpoints.iter().filter_map(|e| e.capacity_milli).collect();
+    assert!(!kept.is_empty() && kept.iter().all(|milli| (950..1050).contains(milli)), "{kept:?}, shown {shown:?}");
+}
