@@ -136,6 +136,44 @@ fn weights() -> impl Strategy<Value = Vec<u32>> {
     prop_oneof![Just(vec![100]), Just(vec![1]), prop::collection::vec(50..800u32, 1..9)]
 }
 
+#[test]
+fn who_calls_once_a_minute_moves_nobody_else() {
+    let steady: BTreeMap<u64, u64> = (0..20).map(|seed| (seed, 50 + seed * 5)).collect();
+    let mut rates = steady.clone();
+    rates.insert(63, 1);
+    let mut fleet = Fleet::new(20, &[100; 100], &rates);
+    fleet.rates.remove(&63);
+    fleet.calls(60);
+    let lists = |fleet: &Fleet| steady.keys().map(|seed| fleet.subset(*seed)).collect::<Vec<_>>();
+    let before = lists(&fleet);
+    for minute in 0..5 {
+        fleet.rates.insert(63, 1);
+        fleet.calls(1);
+        fleet.rates.remove(&63);
+        for second in 0..59 {
+            fleet.calls(1);
+            assert_eq!(lists(&fleet), before, "in minute {minute} after {second} s");
+        }
+        assert!(fleet.subset(63).len() >= 15, "by hash alone");
+    }
+}
+
+#[test]
+fn a_plan_leaves_weights_that_are_near() {
+    let rates: BTreeMap<u64, u64> = (0..40).map(|seed| (seed, 1000)).collect();
+    let mut fleet = Fleet::new(20, &[100; 100], &rates);
+    fleet.calls(60);
+    let weights = |fleet: &Fleet| fleet.service().endpoints.iter().map(|e| e.seats.weight_milli).collect::<Vec<_>>();
+    let before = weights(&fleet);
+    fleet.rates.insert(0, 1300);
+    fleet.calls(120);
+    let after = weights(&fleet);
+    let moved: Vec<f64> = before.iter().zip(&after).map(|(a, b)| f64::from(*b) / f64::from(*a) - 1.0).collect();
+    let moved: Vec<f64> = moved.into_iter().filter(|by| *by != 0.0).collect();
+    assert!(!moved.is_empty(), "there was a plan");
+    assert!(moved.iter().all(|by| by.abs() > 0.02), "{} moved: {moved:?}", moved.len());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -40,6 +40,13 @@ const WEIGHTS: std::ops::RangeInclusive<f64> = 0.05..=20.0;
 const FED: f64 = 0.02;
 const REPAIRS_MAX: usize = 16;
 
+/// Part of all calls of a cohort that is no reason for a plan by itself: who calls once a minute would be one every minute.
+/// Lists fill up by hash what such a one lacks.
+const NEGLIGIBLE: f64 = 0.005;
+
+/// A weight stays if the one that is found is as near as that: less than what leads to a plan, and most lists stay as they are.
+const KEPT: f64 = 0.02;
+
 /// The imbalance that is too much, and for how many standard deviations of what chance makes of the rates.
 const IMBALANCE: f64 = 0.05;
 const DEVIATIONS: f64 = 3.0;
@@ -153,6 +160,7 @@ impl Demands {
     /// Seats for everybody, as few of them new as possible, and the weights that go with them.
     pub(super) fn plan(&mut self, members: &mut [Member], size: usize) {
         let active = self.active();
+        let before: Vec<Seats> = members.iter().map(|member| member.seats.clone()).collect();
         members.iter_mut().for_each(|member| member.seats.cohorts &= active);
         let places: Vec<Places> = members.iter().map(|member| places(member, active)).collect();
         for seed in seeds(active) {
@@ -168,6 +176,12 @@ impl Demands {
             }
             self.fit(members);
         }
+        for (member, before) in members.iter_mut().zip(before).filter(|(_, before)| before.cohorts != 0) {
+            if (member.seats.weight() / before.weight() - 1.0).abs() <= KEPT {
+                member.seats.weight_milli = before.weight_milli;
+            }
+        }
+        self.remember_pull(members);
     }
 
     /// Endpoints that a cohort is to see: so many, or more if it makes more of the calls than these can take.
@@ -183,9 +197,10 @@ impl Demands {
         members.iter().filter(|member| member.is_whole() && member.seats.has(seed)).count()
     }
 
-    /// Whether so many are out that somebody sees too few.
+    /// Whether so many are out that somebody whose calls count sees too few.
     pub(super) fn is_short(&self, members: &[Member], size: usize) -> bool {
         seeds(self.active())
+            .filter(|seed| self.share(*seed) >= NEGLIGIBLE)
             .any(|seed| Self::held(seed, members) * 4 < self.wanted(seed, members, size) * SIZES_KEPT[0])
     }
 
@@ -340,6 +355,10 @@ impl Demands {
 }
 
 impl Seats {
+    fn weight(&self) -> f64 {
+        f64::from(self.weight_milli) / 1000.0
+    }
+
     fn has(&self, seed: usize) -> bool {
         self.cohorts >> seed & 1 == 1
     }
@@ -356,7 +375,7 @@ impl Member {
     }
 
     fn weight(&self) -> f64 {
-        f64::from(self.seats.weight_milli) / 1000.0
+        self.seats.weight()
     }
 
     fn take_weight(&mut self, weight: f64) {
