@@ -166,20 +166,21 @@ impl Service {
 
     /// The best tier of a group: its priority, and who is in it.
     fn members(&self, group: &Group, words: Option<&Words>) -> (Option<u32>, Vec<Member>) {
-        let is_meant = |e: &&Endpoint| {
-            group.is_for(&e.spec.locality)
-                && e.trusted
-                && !e.is_leaving()
-                && !words.is_some_and(|words| words.take_out(&e.spec))
-        };
-        let meant: Vec<&Endpoint> = self.endpoints.values().filter(is_meant).collect();
+        let is_served =
+            |e: &&Endpoint| e.trusted && !e.is_leaving() && !words.is_some_and(|words| words.take_out(&e.spec));
+        let served: Vec<&Endpoint> = self.endpoints.values().filter(is_served).collect();
+        let is_meant = |e: &&Endpoint| group.is_for(&e.spec.locality);
+        let meant: Vec<&Endpoint> = served.iter().copied().filter(is_meant).collect();
         let best = meant.iter().map(|e| e.spec.priority).min();
-        // As lists hold it.
-        let tier = meant.iter().filter(|e| Some(e.spec.priority) == best && e.may_be_offered());
-        let ceiling = ceiling::of(tier.map(|e| (e.spec.weight.into(), self.capacity_milli(e))));
+        // As snapshots cap it by the priority, and lists then by their own tier.
+        let is_offered = |e: &&&Endpoint| Some(e.spec.priority) == best && e.may_be_offered();
+        let offered = served.iter().filter(is_offered);
+        let of_all = ceiling::of(offered.map(|e| (e.spec.weight.into(), self.capacity_milli(e))));
+        let seen = |e: &Endpoint| self.capacity_milli(e).min(of_all);
+        let ceiling = ceiling::of(meant.iter().filter(is_offered).map(|e| (e.spec.weight.into(), seen(e))));
         let capacity = |e: &Endpoint| {
             let percent = words.and_then(|words| words.effective(&e.spec).weight_percent).map_or(100, |(p, _)| p);
-            let measured = self.capacity_milli(e).min(ceiling).max(1);
+            let measured = seen(e).min(ceiling).max(1);
             let capacity = f64::from(e.spec.weight) * f64::from(percent) * f64::from(measured);
             if e.may_be_offered() { capacity } else { 0.0 }
         };
@@ -233,5 +234,58 @@ impl Group {
                 demand.rate = 0.0;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        config::{Configuration, ConfiguredService, ServiceConfig},
+        event::Event,
+        model::{Address, EndpointSpec, ServiceName, SourceId},
+        policy::assign,
+        table::{Table, capacity::Capacity},
+    };
+
+    #[test]
+    fn plans_are_for_the_capacities_of_lists() {
+        let (now, name) = (Timestamp(0), ServiceName::parse("greeter").unwrap());
+        let zones = ["eu/a", "eu/b"].map(|zone| Locality::parse(zone).unwrap());
+        let mut config = ServiceConfig { subset_size: 4, ..ServiceConfig::default() };
+        config.locality.prefer_zone = true;
+        // Five in a zone of ten are fast, and the other zone is large and slow.
+        let spec = |at: usize| EndpointSpec {
+            locality: zones[usize::from(at >= 10)].clone(),
+            ..EndpointSpec::at(Address::parse(&format!("10.0.0.{at}:1")).unwrap())
+        };
+        let endpoints = Some((0..60).map(spec).collect());
+        let services = vec![ConfiguredService { name: name.clone(), config: config.into(), endpoints }];
+        let configuration = Configuration { services, ..Configuration::default() };
+        let mut table = Table::new(1, ServiceConfig::default(), now);
+        let source = SourceId::parse("file").unwrap();
+        table.apply(Event::Configured { source, configuration }, now).unwrap();
+        let fast = spec(0).address;
+        let slow = spec(9).address;
+        {
+            let service = table.services.get_mut(&name).unwrap();
+            service.scale.is_known = true;
+            for at in 0..60 {
+                let milli = if at < 5 { 8_000 } else { 1_000 };
+                service.endpoints.get_mut(&spec(at).address).unwrap().capacity = Capacity::restored(milli, now);
+            }
+        }
+        let snapshot = table.publish(now).unwrap();
+        let listed = assign(&snapshot.services[&name], &Cohort { seed: 0, locality: zones[0].clone() });
+        let listed = listed.endpoints.iter().map(|e| f64::from(e.capacity_milli)).collect::<Vec<_>>();
+        let most = |of: &[f64]| of.iter().copied().fold(0.0, f64::max) / of.iter().copied().fold(f64::MAX, f64::min);
+        let service = table.services.get_mut(&name).unwrap();
+        service.regroup(now);
+        let group = service.subsets.groups.iter().find(|group| group.is_for(&zones[0])).unwrap();
+        let (_, members) = service.members(group, None);
+        let planned: BTreeMap<Address, f64> = members.into_iter().map(|m| (m.address, m.capacity)).collect();
+        assert!((planned[&fast] / planned[&slow] - most(&listed)).abs() < 0.01, "{planned:?}, listed {listed:?}");
     }
 }
