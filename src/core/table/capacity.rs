@@ -157,7 +157,9 @@ struct Spread {
 
 impl Spread {
     fn of(measure: Measure, found: &[Found]) -> Option<Self> {
-        let median_ln = median(found.iter().map(|found| found.rate_ln).collect())?;
+        // Of what is not expected anyway: after a start of the balancer the fast ones are heard first, and their median would be
+        // nobody's measure.
+        let median_ln = median(found.iter().map(|found| found.rate_ln - found.presumed_ln).collect())?;
         let max = measure.ratio_ln_max();
         let away = |found: &Found| found.surprise_ln(median_ln).abs().min(max);
         // What there is beyond chance, squared, and how far off the furthest is.
@@ -371,13 +373,10 @@ impl Service {
         self.endpoints.values_mut().for_each(|endpoint| endpoint.capacity.look(endpoint.spec.weight, now));
         // After a pause of the balancer itself nothing leaps.
         let seconds = passed.min(PERIOD * 2).as_secs_f64();
-        // After a start of the balancer the fast ones are heard first, and their median is nobody's measure.
-        let is_unheard = |e: &&Endpoint| e.capacity.restored.is_some() && e.capacity.found.is_none();
-        let unheard = self.endpoints.values().filter(is_unheard).count();
         for measure in Measure::ALL {
             let capacities = || self.endpoints.values().map(|e| &e.capacity).filter(|c| c.measure == measure);
             let found: Vec<Found> = capacities().filter_map(|c| c.found).collect();
-            let fleet = Spread::of(measure, &found).filter(|_| found.len() >= unheard);
+            let fleet = Spread::of(measure, &found);
             let capacities = self.endpoints.values_mut().map(|e| &mut e.capacity);
             capacities.filter(|c| c.measure == measure).for_each(|c| c.follow(fleet.as_ref(), seconds, now));
         }

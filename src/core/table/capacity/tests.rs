@@ -77,16 +77,26 @@ impl Fleet {
     fn with(hosts: Vec<Host>, policy: PolicyKind) -> Self {
         let now = Timestamp(0);
         let mut table = Table::new(1, ServiceConfig::default(), now);
-        let config = ServiceConfig { policy, slow_start: Duration::ZERO, ..ServiceConfig::default() }.into();
-        let services = vec![ConfiguredService { name: name(), config, endpoints: None }];
-        let configuration = Configuration { services, ..Configuration::default() };
-        let source = SourceId::parse("settings").unwrap();
-        table.apply(Event::Configured { source, configuration }, now).unwrap();
+        configure(&mut table, policy, now);
         let service = (*table.publish(now).unwrap().services[&name()]).clone();
         let mut fleet = Self { table, now, hosts, noise: 0.0, seed: 1, service, news: 0 };
         (0..fleet.hosts.len()).for_each(|at| fleet.start(at));
         fleet.turn();
         fleet
+    }
+
+    /// The balancer starts anew with what it kept.
+    fn restart(&mut self) {
+        let kept = self.table.keep(self.now).unwrap();
+        self.table = Table::new(2, ServiceConfig::default(), self.now);
+        self.table.restore(kept, self.now).unwrap();
+        configure(&mut self.table, PolicyKind::LeastLoad, self.now);
+        for at in 0..self.hosts.len() {
+            if !self.hosts[at].is_silent {
+                self.start(at);
+            }
+        }
+        self.turn();
     }
 
     fn start(&mut self, at: usize) {
@@ -149,6 +159,14 @@ impl Fleet {
         let all: Vec<f64> = self.hosts.iter().map(|host| host.utilization).collect();
         all.iter().copied().fold(0.0, f64::max) / (all.iter().sum::<f64>() / all.len() as f64)
     }
+}
+
+fn configure(table: &mut Table, policy: PolicyKind, now: Timestamp) {
+    let config = ServiceConfig { policy, slow_start: Duration::ZERO, ..ServiceConfig::default() }.into();
+    let services = vec![ConfiguredService { name: name(), config, endpoints: None }];
+    let configuration = Configuration { services, ..Configuration::default() };
+    let source = SourceId::parse("settings").unwrap();
+    table.apply(Event::Configured { source, configuration }, now).unwrap();
 }
 
 fn name() -> ServiceName {
@@ -377,4 +395,18 @@ fn one_that_was_given_little_on_purpose_gets_twice_that_at_most() {
         fleet.second(600.0);
         assert!(fleet.shares()[9] <= 2.0 / 901.0 + 1e-9, "{}", fleet.shares()[9]);
     }
+}
+
+#[test]
+fn who_is_not_heard_after_a_restart_holds_up_no_estimate() {
+    let mut fleet = Fleet::new([vec![Host::of(100.0); 6], vec![Host::of(50.0); 4]].concat());
+    fleet.seconds(40, 400.0);
+    assert!((450..600).contains(&fleet.capacity(9)), "{}", fleet.capacity(9));
+    // Slow ones alone are heard again, and one of them is slower now.
+    fleet.hosts[..6].iter_mut().for_each(|host| host.is_silent = true);
+    fleet.hosts[9].speed = 20.0;
+    fleet.restart();
+    fleet.seconds(15, 400.0);
+    assert!(fleet.capacity(9) < 350, "{}", fleet.capacity(9));
+    assert!((450..600).contains(&fleet.capacity(6)), "they are not the measure of themselves: {}", fleet.capacity(6));
 }
