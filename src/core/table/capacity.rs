@@ -264,9 +264,11 @@ impl Capacity {
         let good = (after.completions - before.completions).saturating_sub(errors);
         let span_s = passed.as_secs_f64();
         let cost_s = match self.measure {
-            // None once it has named one means that it is idle: 0 is "not measured" on the wire. Above full are calls that
-            // wait, or what the host had to spare: neither is what it has for itself.
-            Measure::Utilization => f64::from(after.utilization_permille.unwrap_or(0).min(1000)) / 1e3 * span_s,
+            // Above full are calls that wait, or what the host had to spare: neither is what it has for itself.
+            Measure::Utilization => match after.utilization_permille {
+                Some(permille) => f64::from(permille.min(1000)) / 1e3 * span_s,
+                None => return,
+            },
             Measure::InFlight => (after.in_flight_us - before.in_flight_us) as f64 / 1e6,
         };
         self.sums.add(good as f64, cost_s, span_s);

@@ -293,10 +293,12 @@ impl Service {
             return Err(Refusal::OldReport { address: backend.address.clone(), held, given: report.sequence });
         }
         let first = endpoint.load.sequence().is_none();
-        if let Some(before) = endpoint.load.last() {
-            endpoint.capacity.reported(before, (now, report), period);
-        }
+        let before = endpoint.load.last();
         endpoint.load.reported(report, now);
+        if let Some(before) = before {
+            let believed = LoadReport { utilization_permille: endpoint.load.utilization_permille(), ..report };
+            endpoint.capacity.reported(before, (now, believed), period);
+        }
         let was_late = match &mut endpoint.registration {
             Some(registration) => {
                 registration.renewed_at = now;
