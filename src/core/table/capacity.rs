@@ -398,11 +398,12 @@ impl Service {
 
     /// Whose reports are no evidence: those that are not heard of, that still warm up, or whose calls fail.
     fn freeze(&mut self, now: Timestamp) {
-        let offered = || self.endpoints.values().filter(|e| e.may_be_offered());
-        let sum: f64 = offered().map(|e| e.failing(now)).sum();
+        // Once for each: it is the sum without every voice in turn.
+        let failing: Vec<f64> = self.endpoints.values().map(|e| e.failing(now)).collect();
+        let offered = || self.endpoints.values().zip(&failing).filter(|(e, _)| e.may_be_offered());
+        let sum: f64 = offered().map(|(_, failing)| failing).sum();
         let others = offered().count().saturating_sub(1).max(1) as f64;
-        for endpoint in self.endpoints.values_mut() {
-            let own = endpoint.failing(now);
+        for (endpoint, own) in self.endpoints.values_mut().zip(failing) {
             let elsewhere = if endpoint.may_be_offered() { (sum - own) / others } else { 0.0 };
             let fails = own > (FAILING_FACTOR * elsewhere).max(FAILING_MIN);
             // Of one that is out, or nearly, clients tell nothing.

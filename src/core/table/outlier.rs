@@ -257,11 +257,12 @@ impl Service {
     /// Turns what clients told into ejections, the worst first, and brings back whose time has come.
     pub(super) fn judge_outliers(&mut self, words: Option<&Words>, now: Timestamp) {
         let mut accused: Vec<(Agreement, Address)> = Vec::new();
-        let mut any_returns = false;
+        let mut any_steps = false;
         for endpoint in self.endpoints.values_mut() {
             let outlier = &mut endpoint.outlier;
             outlier.advance(now);
-            any_returns |= outlier.is_returning();
+            // If the others are no better: to look at all of them takes long.
+            any_steps |= outlier.may_step(u32::MAX, now);
             if !outlier.is_up(now) {
                 continue;
             }
@@ -276,7 +277,7 @@ impl Service {
                 accused.push((agreed, endpoint.spec.address.clone()));
             }
         }
-        if accused.is_empty() && !any_returns {
+        if accused.is_empty() && !any_steps {
             return;
         }
         accused.sort_by(|(a, at_a), (b, at_b)| {
