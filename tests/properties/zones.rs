@@ -188,7 +188,8 @@ proptest! {
             fullest = [0, 1, 2].map(|zone| f64::max(fullest[zone], now[zone]));
         }
         for (zone, utilization) in fullest.into_iter().enumerate() {
-            prop_assert!(utilization <= 0.9, "zone {}: {}, {:?}", zone, utilization, fleet.help());
+            // A tenth more than is measured is believed, so a level of 0.8 may be held as 0.88; and what help settles to, as above.
+            prop_assert!(utilization <= 0.88 + 0.05, "zone {}: {}, {:?}", zone, utilization, fleet.help());
         }
     }
 }
