@@ -375,6 +375,12 @@ impl Default for Retries {
     }
 }
 
+impl Which {
+    fn is_of(&self, group: &Group) -> bool {
+        self.group.is_empty() || group.name == self.group
+    }
+}
+
 impl Scenario {
     /// Reads a scenario and checks it.
     pub fn parse(yaml: &str) -> Result<Self, Error> {
@@ -399,10 +405,13 @@ impl Scenario {
         })
     }
 
+    fn group(&self, which: &Which) -> Option<&Group> {
+        self.endpoints.iter().find(|group| which.is_of(group))
+    }
+
     /// The numbers of some endpoints; empty where there are none such.
     pub fn numbers(&self, which: &Which) -> std::ops::Range<u32> {
-        let named = |group: &Group| which.group.is_empty() || group.name == which.group;
-        let Some((_, all)) = self.groups().find(|(group, _)| named(group)) else { return 0..0 };
+        let Some((_, all)) = self.groups().find(|(group, _)| which.is_of(group)) else { return 0..0 };
         let first = (all.start + which.first).min(all.end);
         let until = if which.count == 0 { all.end } else { (first + which.count).min(all.end) };
         first..until
@@ -447,7 +456,29 @@ mod tests {
             ("load: 1\nfaults: [{ kind: pause, endpoints: { first: 2 } }]", "no such endpoints"),
             ("load: 1\nfaults: [{ kind: explode }]", "explode"),
             ("load: 1\nclients: { count: 1 }", "clients"),
-            ("load: 1\nwindows: [{ name: w, from_ms: 5, until_ms: 5 }]", "windows.until_ms"),
+            ("load: 1\nload_steps: [{ at_ms: 70000, factor: 2 }]", "load_steps[0].at_ms: 70000 is not a number"),
+            ("load: 1\nwindows: [{ name: w, from_ms: 5, until_ms: 5 }]", "windows[0].until_ms: must be after from_ms"),
+            ("load: 1\nwindows: [{ name: w, from_ms: 5, until_ms: 60001 }]", "at most measured_ms, which is 60000"),
+            ("load: 1\nwindows: [{ name: all, from_ms: 0, until_ms: 5 }]", "windows[0].name: `all` is"),
+            (
+                "load: 1\nwindows: [{ name: w, from_ms: 0, until_ms: 5 }, { name: w, from_ms: 5, until_ms: 9 }]",
+                "windows[1].name: windows[0] is called `w` already",
+            ),
+            (
+                "load: 1\nfaults: [{ kind: lie }, { kind: pause, endpoints: { count: 3 } }]",
+                "faults[1].endpoints.count: 3 from 0 on are more than the 2 left of 2 in group `all`",
+            ),
+            (
+                "load: 1\nfaults: [{ kind: pause, endpoints: { first: 1, count: 4294967295 } }]",
+                "faults[0].endpoints.count",
+            ),
+            (
+                "load: 1\nfaults: [{ kind: pause, endpoints: { group: new } }]",
+                "no group is called `new`; there are all",
+            ),
+            ("load: 1\nfaults: [{ kind: pause, at_ms: 60000 }]", "faults[0].at_ms: 60000 is not before the end"),
+            ("load: 1\nfaults: [{ kind: lie, at_ms: -60001, for_ms: 1 }]", "faults[0].for_ms: it is over before"),
+            ("load: 1\nfaults: [{ kind: { cold: { factor: 0 } } }]", "faults[0].kind.cold.factor"),
         ] {
             assert!(refused(yaml).contains(words), "{yaml}: {}", refused(yaml));
         }

@@ -1,6 +1,7 @@
 //! Whether a scenario can be run. Each refusal names the key and what is wrong with it.
 
-use super::{Error, FaultKind, Scenario, Size};
+use super::{Error, Fault, FaultKind, Scenario, Size, Which};
+use crate::digest::ALL;
 
 /// Endpoints and clients that a run has memory for.
 const COUNT_MAX: u32 = 100_000;
@@ -16,9 +17,9 @@ impl Scenario {
         between("service_time_us_mean", self.service_time_us_mean as f64, 10.0, 1e9)?;
         between("network_us", self.network_us as f64, 0.0, 1e9)?;
         between("probe_timeout_us", self.probe_timeout_us as f64, 1.0, 1e9)?;
-        for group in &self.endpoints {
-            between("endpoints.cores", f64::from(group.cores), 1.0, 100_000.0)?;
-            between("endpoints.speed", group.speed, 0.001, 1_000.0)?;
+        for (at, group) in self.endpoints.iter().enumerate() {
+            between(&format!("endpoints[{at}].cores"), f64::from(group.cores), 1.0, 100_000.0)?;
+            between(&format!("endpoints[{at}].speed"), group.speed, 0.001, 1_000.0)?;
         }
         let balancer = &self.balancer;
         let delays = [balancer.report_delay_us, balancer.push_delay_us, balancer.jitter_us];
@@ -53,14 +54,13 @@ impl Scenario {
 
     fn check_times(&self) -> Result<(), Error> {
         let mut before = 0;
-        for step in &self.load_steps {
-            between("load_steps.factor", step.factor, 0.0, 100.0)?;
-            between("load_steps.at_ms", step.at_ms as f64, before as f64, TIME_MS_MAX as f64)?;
+        for (at, step) in self.load_steps.iter().enumerate() {
+            let key = format!("load_steps[{at}]");
+            between(&format!("{key}.factor"), step.factor, 0.0, 100.0)?;
+            between(&format!("{key}.at_ms"), step.at_ms as f64, before as f64, self.measured_ms as f64 - 1.0)?;
             before = step.at_ms;
         }
-        for window in &self.windows {
-            between("windows.until_ms", window.until_ms as f64, window.from_ms as f64 + 1.0, self.measured_ms as f64)?;
-        }
+        self.check_windows()?;
         let percents: u32 = self.clients.zones.iter().map(|zone| zone.percent.min(1_000)).sum();
         if !self.clients.zones.is_empty() && percents != 100 {
             return Err(value("clients.zones", format!("the percents come to {percents}, not to 100")));
@@ -68,35 +68,94 @@ impl Scenario {
         Ok(())
     }
 
+    /// Results are found by the names of windows, so each has one of its own.
+    fn check_windows(&self) -> Result<(), Error> {
+        for (at, window) in self.windows.iter().enumerate() {
+            let (key, name, measured_ms) = (format!("windows[{at}]"), &window.name, self.measured_ms);
+            if name == ALL {
+                return Err(value(
+                    &format!("{key}.name"),
+                    format!("`{ALL}` is what the whole measured time is called"),
+                ));
+            }
+            if let Some(twin) = self.windows.iter().take(at).position(|other| other.name == *name) {
+                return Err(value(&format!("{key}.name"), format!("windows[{twin}] is called `{name}` already")));
+            }
+            if window.until_ms <= window.from_ms || window.until_ms > measured_ms {
+                let reason = format!(
+                    "must be after from_ms, which is {}, and at most measured_ms, which is {measured_ms}",
+                    window.from_ms
+                );
+                return Err(value(&format!("{key}.until_ms"), reason));
+            }
+        }
+        Ok(())
+    }
+
     fn check_faults(&self) -> Result<(), Error> {
-        for fault in &self.faults {
-            let period = |ms: u64| between("faults.kind", ms as f64, 1.0, TIME_MS_MAX as f64);
-            between("faults.at_ms", fault.at_ms as f64, -(TIME_MS_MAX as f64), TIME_MS_MAX as f64)?;
-            between("faults.for_ms", fault.for_ms as f64, 0.0, TIME_MS_MAX as f64)?;
+        for (at, fault) in self.faults.iter().enumerate() {
+            let key = format!("faults[{at}]");
+            self.check_moment(&key, fault)?;
+            let within = |part: &str, given: f64, least: f64, most: f64| {
+                between(&format!("{key}.kind.{part}"), given, least, most)
+            };
+            let period = |part: &str, ms: u64| within(part, ms as f64, 1.0, TIME_MS_MAX as f64);
             match fault.kind {
                 FaultKind::Pauses { every_ms, pause_ms } => {
-                    period(pause_ms)?;
-                    between("faults.kind.pauses.every_ms", every_ms as f64, pause_ms as f64 + 1.0, TIME_MS_MAX as f64)?;
+                    period("pauses.pause_ms", pause_ms)?;
+                    within("pauses.every_ms", every_ms as f64, pause_ms as f64 + 1.0, TIME_MS_MAX as f64)?;
                 }
                 FaultKind::Antagonist { on_ms, off_ms, speed_factor } => {
-                    period(on_ms)?;
-                    period(off_ms)?;
-                    between("faults.kind.antagonist.speed_factor", speed_factor, 0.001, 1_000.0)?;
+                    period("antagonist.on_ms", on_ms)?;
+                    period("antagonist.off_ms", off_ms)?;
+                    within("antagonist.speed_factor", speed_factor, 0.001, 1_000.0)?;
                 }
-                FaultKind::Cold { factor } => between("faults.kind.cold.factor", factor, 0.001, 1_000.0)?,
-                FaultKind::Partial { permille } => {
-                    between("faults.kind.partial.permille", f64::from(permille), 0.0, 1_000.0)?;
-                }
+                FaultKind::Cold { factor } => within("cold.factor", factor, 0.001, 1_000.0)?,
+                FaultKind::Partial { permille } => within("partial.permille", f64::from(permille), 0.0, 1_000.0)?,
                 FaultKind::BalancerDown => continue,
-                FaultKind::FastFail { after_us } | FaultKind::SlowFail { after_us } => {
-                    between("faults.kind.after_us", after_us as f64, 0.0, 1e9)?;
-                }
+                FaultKind::FastFail { after_us } => within("fast_fail.after_us", after_us as f64, 0.0, 1e9)?,
+                FaultKind::SlowFail { after_us } => within("slow_fail.after_us", after_us as f64, 0.0, 1e9)?,
                 FaultKind::Pause | FaultKind::Lie | FaultKind::Join | FaultKind::Leave | FaultKind::Crash => {}
             }
-            if self.numbers(&fault.endpoints).is_empty() {
-                let group = &fault.endpoints.group;
-                return Err(value("faults.endpoints", format!("there are no such endpoints in group `{group}`")));
-            }
+            self.check_which(&format!("{key}.endpoints"), &fault.endpoints)?;
+        }
+        Ok(())
+    }
+
+    /// A fault outside of the run would leave it as if it were not written.
+    fn check_moment(&self, key: &str, fault: &Fault) -> Result<(), Error> {
+        between(&format!("{key}.at_ms"), fault.at_ms as f64, -(TIME_MS_MAX as f64), TIME_MS_MAX as f64)?;
+        between(&format!("{key}.for_ms"), fault.for_ms as f64, 0.0, TIME_MS_MAX as f64)?;
+        let (at_ms, measured_ms, warm_up_ms) = (fault.at_ms, self.measured_ms, self.warm_up_ms);
+        if at_ms >= measured_ms as i64 {
+            let reason = format!("{at_ms} is not before the end of the run, which is at {measured_ms} (measured_ms)");
+            return Err(value(&format!("{key}.at_ms"), reason));
+        }
+        if fault.for_ms > 0 && at_ms + (fault.for_ms as i64) <= -(warm_up_ms as i64) {
+            let reason = format!("it is over before the run begins, at -{warm_up_ms} (warm_up_ms)");
+            return Err(value(&format!("{key}.for_ms"), reason));
+        }
+        Ok(())
+    }
+
+    fn check_which(&self, key: &str, which: &Which) -> Result<(), Error> {
+        let Some(group) = self.group(which) else {
+            let names: Vec<&str> = self.endpoints.iter().map(|group| group.name.as_str()).collect();
+            let reason = format!("no group is called `{}`; there are {}", which.group, names.join(", "));
+            return Err(value(&format!("{key}.group"), reason));
+        };
+        let (name, all) = (&group.name, group.count);
+        if which.first >= all {
+            let reason = format!("there are no such endpoints: group `{name}` has {all}, the first of them is 0");
+            return Err(value(&format!("{key}.first"), reason));
+        }
+        if which.count > all - which.first {
+            let left = all - which.first;
+            let reason = format!(
+                "{} from {} on are more than the {left} left of {all} in group `{name}`",
+                which.count, which.first
+            );
+            return Err(value(&format!("{key}.count"), reason));
         }
         Ok(())
     }
