@@ -96,7 +96,27 @@ impl Measure {
         }
     }
 
+    /// Without any call that was answered there is none: 0 would be the best of all.
+    fn is_of_answers(self) -> bool {
+        match self {
+            Self::Mean | Self::P50 | Self::P90 | Self::P99 | Self::P999 | Self::P9999 | Self::SlowdownP99 => true,
+            Self::RifP99
+            | Self::RifMax
+            | Self::UtilizationMaxOverMean
+            | Self::FailedPercent
+            | Self::MarkedPercent
+            | Self::AttemptsPerCall
+            | Self::ProbesPerCall
+            | Self::AsksPercent
+            | Self::ProbesPerAsk
+            | Self::GapClosedPercent => false,
+        }
+    }
+
     fn of(self, figures: &Figures, service_time_us: f64) -> Option<f64> {
+        if self.is_of_answers() && figures.latency_us.count() == 0 {
+            return None;
+        }
         let latency = |share| figures.latency_us.quantile(share) as f64 / service_time_us;
         let per = |part: u64, of: u64| part as f64 / of.max(1) as f64;
         let value = match self {
@@ -178,17 +198,17 @@ impl Cell {
 
 /// Adds to each cell of a scenario the part of the gap that it closes, where round robin and the bound are among them.
 pub fn close_gaps(cells: &mut [Cell]) {
-    let values = |policy, window: &str, cells: &[Cell]| -> Vec<f64> {
+    let values = |policy, window: &str, cells: &[Cell]| -> Vec<Option<f64>> {
         let cell = cells.iter().find(|cell| cell.policy == policy);
-        cell.into_iter().flat_map(|cell| &cell.seeds).filter_map(|seed| seed.get(window, Measure::P99)).collect()
+        cell.into_iter().flat_map(|cell| &cell.seeds).map(|seed| seed.get(window, Measure::P99)).collect()
     };
     let windows: Vec<String> = cells.first().map_or(Vec::new(), |cell| cell.windows().map(str::to_owned).collect());
     for (at, window) in windows.iter().enumerate() {
         let (worst, best) = (values(Policy::RoundRobin, window, cells), values(Policy::Bound, window, cells));
         for cell in cells.iter_mut() {
             for ((digest, worst), best) in cell.seeds.iter_mut().zip(&worst).zip(&best) {
-                if let Some(own) = digest.get(window, Measure::P99) {
-                    let closed = gap_closed_percent(*worst, own, *best);
+                if let (Some(worst), Some(own), Some(best)) = (*worst, digest.get(window, Measure::P99), *best) {
+                    let closed = gap_closed_percent(worst, own, best);
                     digest.windows[at].1.push((Measure::GapClosedPercent, closed));
                 }
             }
@@ -232,6 +252,16 @@ mod tests {
         assert_eq!(get(Measure::UtilizationMaxOverMean), Some(1.25));
         assert_eq!(digest.get("w", Measure::UtilizationMaxOverMean), None);
         assert_eq!((get(Measure::GapClosedPercent), digest.get("nope", Measure::P99)), (None, None));
+    }
+
+    #[test]
+    fn where_nothing_was_answered_there_is_no_latency() {
+        let mut run = run(Policy::Random, 250);
+        run.total.latency_us.clear();
+        let digest = Digest::of(&run);
+        assert_eq!((digest.get(ALL, Measure::P99), digest.get(ALL, Measure::SlowdownP99)), (None, None));
+        assert_eq!(digest.get("w", Measure::P99), Some(2.5));
+        assert_eq!(digest.get(ALL, Measure::AttemptsPerCall), Some(1.25));
     }
 
     #[test]

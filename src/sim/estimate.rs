@@ -32,6 +32,17 @@ impl Estimate {
         Self { mean, half: t * (variance / count as f64).sqrt(), count }
     }
 
+    /// Both ends of the interval; none below two values, which say nothing of how sure the mean is.
+    pub fn interval(&self) -> Option<[f64; 2]> {
+        (self.count > 1).then(|| [self.low(), self.high()])
+    }
+
+    /// For people: the mean, and half the width of its interval if it has one.
+    pub fn words(&self, digits: usize) -> String {
+        let half = self.interval().map_or_else(String::new, |_| format!(" ±{:.digits$}", self.half));
+        format!("{:.digits$}{half}", self.mean)
+    }
+
     /// Lower end of the interval.
     pub fn low(&self) -> f64 {
         self.mean - self.half
@@ -63,6 +74,8 @@ mod tests {
         assert!((estimate.high() - 8.4369).abs() < 1e-3 && (estimate.low() - 1.5631).abs() < 1e-3);
         assert_eq!(Estimate::of(&[7.0]), Estimate { mean: 7.0, half: 0.0, count: 1 });
         assert_eq!(Estimate::of(&[]).mean, 0.0);
+        assert_eq!((Estimate::of(&[7.0]).interval(), Estimate::of(&[7.0]).words(2).as_str()), (None, "7.00"));
+        assert_eq!(Estimate::of(&[7.0, 7.0]).words(1), "7.0 ±0.0");
         let many: Vec<f64> = (0..100).map(f64::from).collect();
         assert!((Estimate::of(&many).half - 2.042 * 29.0115 / 10.0).abs() < 1e-3);
     }

@@ -18,10 +18,12 @@ pub struct Row {
     pub measure: &'static str,
     /// The mean over seeds.
     pub mean: f64,
-    /// Lower end of its 95 % interval.
-    pub low: f64,
+    /// Lower end of its 95 % interval; none below two seeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub low: Option<f64>,
     /// Upper end of it.
-    pub high: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub high: Option<f64>,
     /// How many seeds.
     pub seeds: usize,
 }
@@ -34,7 +36,8 @@ impl Row {
     pub fn csv(&self) -> String {
         let Self { scenario, policy, window, measure, mean, low, high, seeds } = self;
         let (scenario, window) = (quoted(scenario), quoted(window));
-        format!("{scenario},{policy},{window},{measure},{mean:.6},{low:.6},{high:.6},{seeds}\n")
+        let [low, high] = [low, high].map(|end| end.map_or_else(String::new, |end| format!("{end:.6}")));
+        format!("{scenario},{policy},{window},{measure},{mean:.6},{low},{high},{seeds}\n")
     }
 }
 
@@ -50,14 +53,15 @@ pub fn rows(scenario: &str, cells: &[Cell]) -> Vec<Row> {
         for window in cell.windows() {
             for measure in Measure::ALL {
                 let Some(estimate) = cell.estimate(window, measure) else { continue };
+                let [low, high] = estimate.interval().map_or([None; 2], |ends| ends.map(Some));
                 rows.push(Row {
                     scenario: scenario.to_owned(),
                     policy: cell.policy.name(),
                     window: window.to_owned(),
                     measure: measure.name(),
                     mean: estimate.mean,
-                    low: estimate.low(),
-                    high: estimate.high(),
+                    low,
+                    high,
                     seeds: estimate.count,
                 });
             }
@@ -78,11 +82,13 @@ mod tests {
             window: "all".to_owned(),
             measure: "rif_p99",
             mean: 1.5,
-            low: 1.25,
-            high: 1.75,
+            low: Some(1.25),
+            high: Some(1.75),
             seeds: 10,
         };
         assert_eq!(row.csv(), "\"a \"\"b\"\", c\",p2c,all,rif_p99,1.500000,1.250000,1.750000,10\n");
+        let alone = Row { scenario: "a".to_owned(), low: None, high: None, seeds: 1, ..row };
+        assert_eq!(alone.csv(), "a,p2c,all,rif_p99,1.500000,,,1\n");
         assert_eq!(CSV_HEAD.matches(',').count() + 1, 8);
     }
 }

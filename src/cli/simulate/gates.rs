@@ -34,8 +34,10 @@ struct Item {
     gate: &'static str,
     scenario: &'static str,
     value: f64,
-    low: f64,
-    high: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    low: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    high: Option<f64>,
     sign: &'static str,
     bar: f64,
     holds: bool,
@@ -77,12 +79,13 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
 
 fn item(held: &Held) -> Item {
     let Held { gate, value, holds } = held;
+    let [low, high] = value.interval().map_or([None; 2], |ends| ends.map(Some));
     Item {
         gate: gate.name,
         scenario: gate.scenario,
         value: value.mean,
-        low: value.low(),
-        high: value.high(),
+        low,
+        high,
         sign: gate.bar.sign(),
         bar: gate.bar.at(),
         holds: *holds,
@@ -95,7 +98,7 @@ fn table(held: &[Held]) -> String {
         let Held { gate, value, holds } = held;
         [
             gate.name.to_owned(),
-            format!("{:.3} ±{:.3}", value.mean, value.half),
+            value.words(3),
             format!("{} {}", gate.bar.sign(), gate.bar.at()),
             if *holds { "holds" } else { "FALLS SHORT" }.to_owned(),
         ]

@@ -82,7 +82,7 @@ fn table(cells: &[Cell]) -> String {
     let row = |cell: &Cell, window: &str| {
         let of = |measure, digits: usize| {
             let estimate = cell.estimate(window, measure);
-            estimate.map_or_else(String::new, |e| format!("{:.digits$} ±{:.digits$}", e.mean, e.half))
+            estimate.map_or_else(String::new, |estimate| estimate.words(digits))
         };
         [
             cell.policy.name().to_owned(),

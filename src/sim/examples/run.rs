@@ -76,7 +76,7 @@ fn show(scenario: &Scenario, policies: &[Policy], seeds: u64, shows_seconds: boo
         for window in cell.windows() {
             print!("{:<14}{window:<12}", cell.policy.name());
             for (_, measure) in SHOWN {
-                let value = cell.estimate(window, measure).map(|e| format!("{:.3} ±{:.3}", e.mean, e.half));
+                let value = cell.estimate(window, measure).map(|e| e.words(3));
                 print!("{:>16}", value.unwrap_or_default());
             }
             println!();

@@ -138,13 +138,15 @@ fn windows(text: &mut String, played: &Played) {
     text.push_str("\nBy stretches of time, p99 / failed % / share of the endpoints concerned %:\n\n| policy |");
     names.iter().for_each(|name| _ = write!(text, " {name} |"));
     let _ = writeln!(text, "\n|---|{}", "---:|".repeat(names.len()));
-    let of = |cell: &Cell, window: &str, measure| cell.estimate(window, measure).map_or(0.0, |value| value.mean);
+    let of = |cell: &Cell, window: &str, measure| {
+        cell.estimate(window, measure).map_or("-".to_owned(), |value| format!("{:.2}", value.mean))
+    };
     for cell in played.shown() {
         let _ = write!(text, "| {} |", called(cell.policy));
         for window in &names {
             let [p99, failed, marked] =
                 [Measure::P99, Measure::FailedPercent, Measure::MarkedPercent].map(|m| of(cell, window, m));
-            let _ = write!(text, " {p99:.2} / {failed:.2} / {marked:.2} |");
+            let _ = write!(text, " {p99} / {failed} / {marked} |");
         }
         text.push('\n');
     }
