@@ -20,9 +20,34 @@ use crate::output::{self, Asked, Envelope};
   lookaside simulate run --scenario slow_half --policy lookaside,prequal -o json | jq '.items[] | select(.measure == \"failed_percent\")'
   lookaside simulate run --scenario mine.yaml --policy all --seeds 10 -o csv > mine.csv
 
-`prequal` stands for an emulation of it with the settings prequal_0, prequal_60 and prequal_84 (the quantile of calls in flight
-below which an endpoint is cold), `all` for every policy. GAP % is the part of the way from round_robin to bound, and needs
-both. Latencies are in mean service times, with half the width of their 95 % interval over the seeds.")]
+Policies:
+  bound        one queue for all cores of the fleet, fastest first, without its faults: no policy can beat it
+  oracle       the endpoint that truly has least to do per capacity, known without delay
+  lookaside    the picker of the SDK and the balancer's own table, reports, lists and outcomes with their delays
+  random       any endpoint
+  round_robin  in turns
+  p2c          two at random, the one with fewer calls of this client (least_request of Envoy and gRPC)
+  peak_ewma    two at random, latency times calls in flight (Finagle, tower)
+  wrr          turns by calls per second over utilisation, reported every 10 s (gRPC's proposal A58)
+  pid          turns by weights that feedback moves towards equal utilisation
+  prequal_0, prequal_60, prequal_84
+               an emulation of Prequal from the rules of its paper, without its unpublished heuristics against endpoints
+               that fail fast; the number is the quantile of calls in flight below which an endpoint is cold
+  probing_p2c  two at random are asked before every call
+`prequal` stands for its three, `all` for every policy.
+
+Columns:
+  P50 P99 P99.9  latency of the calls that were answered, in mean service times (50 ms unless the scenario says otherwise);
+                 the network is in it
+  GAP %          the part of the way from round_robin to bound that the policy comes, at P99; needs both, and is below 0 for
+                 one that is worse than round_robin
+  FAILED %       calls that failed
+  PROBES/CALL    how often endpoints were asked how busy they are, per call
+  FULLEST/MEAN   utilisation of the fullest endpoint over the mean: 1 is perfectly even
+After ± stands half the width of the 95 % interval over the seeds, from two seeds on. WINDOW `all` is the whole measured time.
+
+The default takes five seconds or so on two cores, all policies most of a minute. Time grows with policies, seeds, endpoints and
+calls; a few of the built-in scenarios take minutes for a policy and a seed.")]
 pub(crate) struct Args {
     /// A built-in scenario, or a file (anything with a dot or a slash)
     #[arg(long, value_name = "FILE|NAME", default_value = "headline")]
@@ -103,6 +128,14 @@ fn table(cells: &[Cell]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_has_every_policy() {
+        let help = <Args as clap::Args>::augment_args(clap::Command::new("run")).render_help().to_string();
+        for name in Policy::ALL.map(Policy::name) {
+            assert!(help.contains(&format!("\n  {name}")) || help.contains(&format!(", {name}")), "{name}");
+        }
+    }
 
     #[test]
     fn a_word_stands_for_a_policy_or_for_several() {
