@@ -391,6 +391,11 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// As YAML with every key written out, defaults included; [`Scenario::parse`] reads the same from it.
+    pub fn to_yaml(&self) -> Result<String, Error> {
+        serde_saphyr::to_string(self).map_err(|error| Error::Malformed { reason: error.to_string() })
+    }
+
     /// Endpoints there are, those included that join later.
     pub fn endpoints_count(&self) -> u32 {
         self.endpoints.iter().fold(0, |sum, group| sum.saturating_add(group.count))
@@ -438,6 +443,11 @@ mod tests {
             let scenario = builtin(name).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(scenario.name, *name);
             assert!(!scenario.title.is_empty(), "{name} has no title");
+            let yaml = scenario.to_yaml().unwrap();
+            assert_eq!(Scenario::parse(&yaml), Ok(scenario), "{yaml}");
+            for key in ["probe_timeout_us:", "report_loss_permille:", "queue_max:", "cancels:", "share_window_ms:"] {
+                assert!(yaml.contains(key), "{name} is written without {key}");
+            }
         }
         assert!(builtin("nope").unwrap_err().to_string().contains("headline"));
     }
