@@ -29,7 +29,7 @@ mod value;
 pub use dns::{Dns, Records};
 use file::Reading;
 pub(crate) use live::{InForce, Live, Refused};
-pub use problem::{Code, Error, Location, Problem};
+pub use problem::{Code, Error, Location, Problem, nearest};
 pub use security::{AllowPlaintext, ListenerTls, Security, Token, exposed_reason};
 pub use value::Network;
 

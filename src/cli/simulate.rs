@@ -10,7 +10,8 @@ mod suite;
 use std::path::Path;
 use std::time::Instant;
 
-use lookaside_sim::scenario::{Error, Scenario, builtin};
+use lookaside_balancer::config::nearest;
+use lookaside_sim::scenario::{BUILTIN, Error, Scenario, builtin};
 
 use crate::Global;
 use crate::exit::{Exit, Failure};
@@ -64,9 +65,21 @@ fn scenario(named: &str) -> Result<Scenario, Failure> {
         builtin(named)
     };
     scenario.map_err(|error| match error {
-        Error::Unknown { .. } => Failure::new(Exit::NotFound, error.to_string()).next("lookaside simulate scenarios"),
+        Error::Unknown { .. } => {
+            let text = format!("{error}{}", meant(named, |file| Path::new(file).exists()));
+            Failure::new(Exit::NotFound, text).next("lookaside simulate scenarios")
+        }
         Error::Malformed { .. } | Error::Value { .. } => Failure::new(Exit::Config, format!("{named}: {error}")),
     })
+}
+
+/// What a name that is no scenario's may have been meant for.
+fn meant(named: &str, exists: impl Fn(&str) -> bool) -> String {
+    let known: Vec<&str> = BUILTIN.iter().map(|(name, _)| *name).collect();
+    let near = nearest(named, &known).map(|near| format!("; did you mean `{near}`?"));
+    let file = ["yaml", "yml"].map(|ending| format!("{named}.{ending}")).into_iter().find(|file| exists(file));
+    let file = file.map(|file| format!("; there is a file of that name: say {file}"));
+    near.into_iter().chain(file).collect()
 }
 
 /// Tells on stderr how far the runs are: all the time on a terminal, else ten times.
@@ -102,6 +115,13 @@ mod tests {
         let exit = |named: &str| scenario(named).unwrap_err().exit;
         assert_eq!((exit("nope"), exit("./nope.yaml")), (Exit::NotFound, Exit::NotFound));
         assert_eq!(exit(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")), Exit::Config);
+    }
+
+    #[test]
+    fn a_name_with_a_slip_is_understood_and_a_file_without_its_ending_found() {
+        assert_eq!(meant("sinkhol", |_| false), "; did you mean `sinkhole`?");
+        assert_eq!(meant("mine", |file| file == "mine.yaml"), "; there is a file of that name: say mine.yaml");
+        assert_eq!(meant("nope", |_| false), "");
     }
 
     #[test]

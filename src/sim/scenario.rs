@@ -26,12 +26,10 @@ pub enum Error {
         reason: String,
     },
     /// No scenario of that name is built in.
-    #[error("no scenario `{name}` is built in; there are {known}")]
+    #[error("no scenario `{name}` is built in")]
     Unknown {
         /// The name.
         name: String,
-        /// Those there are.
-        known: String,
     },
 }
 
@@ -449,7 +447,7 @@ mod tests {
                 assert!(yaml.contains(key), "{name} is written without {key}");
             }
         }
-        assert!(builtin("nope").unwrap_err().to_string().contains("headline"));
+        assert!(builtin("nope").unwrap_err().to_string().contains("nope"));
     }
 
     #[test]

@@ -232,7 +232,7 @@ fn harmless(character: char) -> char {
 }
 
 /// The known word that looks like this one, if one does: a third of it may be wrong.
-fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let plain = |text: &str| text.to_lowercase().replace('-', "_");
     let word = plain(word);
     let near = known.iter().map(|known| (strsim::osa_distance(&word, &plain(known)), *known));

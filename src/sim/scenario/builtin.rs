@@ -58,10 +58,7 @@ pub const BUILTIN: &[(&str, &str)] = &[
 
 /// The scenario of this name.
 pub fn builtin(name: &str) -> Result<Scenario, Error> {
-    let unknown = || {
-        let known: Vec<&str> = BUILTIN.iter().map(|(name, _)| *name).collect();
-        Error::Unknown { name: name.to_owned(), known: known.join(", ") }
-    };
+    let unknown = || Error::Unknown { name: name.to_owned() };
     let (_, yaml) = BUILTIN.iter().find(|(known, _)| *known == name).ok_or_else(unknown)?;
     Scenario::parse(yaml)
 }
