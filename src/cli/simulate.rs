@@ -16,7 +16,7 @@ use lookaside_sim::scenario::{BUILTIN, Error, Scenario, builtin};
 use crate::Global;
 use crate::exit::{Exit, Failure};
 
-/// Compare ways to balance under a virtual clock: the same seed gives the same bytes
+/// Compare ways to balance under a virtual clock: the same seed gives the same results
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   lookaside simulate scenarios
@@ -24,7 +24,8 @@ use crate::exit::{Exit, Failure};
   lookaside simulate gates
   lookaside simulate suite --out study
 
-Asks no balancer. Progress goes to stderr, and all cores are used; results do not depend on how many there are.")]
+Asks no balancer. Progress goes to stderr, and all cores are used; results do not depend on how many there are. Tables and CSV of
+the same version, scenario and seeds are the same to the byte; JSON also has generatedAt, the time of writing.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
