@@ -66,8 +66,14 @@ fn as_ms<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::
 
 /// A policy that needs nothing but clients.
 pub(super) fn policy(text: &str) -> Result<Policy, String> {
-    let policy = text.parse::<Policy>()?;
-    if policy.is_proxy() { Err("a program in between is for --peers of bench quality".to_owned()) } else { Ok(policy) }
+    match text.parse::<Policy>() {
+        Ok(policy) if policy.is_proxy() => Err("a program in between is for --peers of bench quality".to_owned()),
+        Ok(policy) => Ok(policy),
+        Err(_) => {
+            let choices = Policy::ALL.iter().filter(|policy| !policy.is_proxy()).map(|policy| policy.name());
+            Err(format!("one of {} is expected", choices.collect::<Vec<_>>().join(", ")))
+        }
+    }
 }
 
 /// One that stands in between.
@@ -132,10 +138,11 @@ impl Grid {
         let (capacity, length) = (self.shape.capacity_per_s(), self.windows.length + self.windows.warm_up);
         let windows = u32::from(self.windows.repeats) * (self.loads.len() * self.policies.len()) as u32;
         eprintln!(
-            "{} endpoints with {} slots each, {capacity:.0} calls/s in all; {} clients; {}",
+            "{} endpoints with {} slots each, capacity {capacity:.0} calls/s; {} clients, {} calls/s offered; {}",
             self.shape.endpoints,
             self.shape.slots,
             self.clients,
+            offered(capacity, &self.loads),
             time_of(windows, length)
         );
         let mut told: Vec<Vec<Told>> = vec![Vec::new(); self.loads.len() * self.policies.len()];
@@ -177,7 +184,27 @@ impl Windows {
 
 /// How many windows there are, and how long they take.
 pub(super) fn time_of(windows: u32, length: Duration) -> String {
-    format!("{windows} windows, some {} min", ((length + AROUND_WINDOW) * windows).as_secs() / 60 + 1)
+    let all_s = ((length + AROUND_WINDOW) * windows).as_secs();
+    let time = if all_s < 120 { format!("{all_s} s") } else { format!("{} min", all_s.div_ceil(60)) };
+    format!("{windows} windows, some {time}")
+}
+
+/// Calls per second at the loads; of many the first and the last.
+fn offered(capacity_per_s: f64, loads: &[f64]) -> String {
+    let rate = |load: &f64| format!("{:.0}", capacity_per_s * load);
+    match loads {
+        [first, _, .., last] if loads.len() > 3 => format!("{} to {}", rate(first), rate(last)),
+        few => few.iter().map(rate).collect::<Vec<_>>().join(" and "),
+    }
+}
+
+/// What stands behind a bar. Without a window there is nothing to compare.
+pub(super) fn verdict(windows: usize, is_missed: bool) -> &'static str {
+    match (windows, is_missed) {
+        (0, _) => "  NOT MEASURED",
+        (_, true) => "  MISSED",
+        (_, false) => "",
+    }
 }
 
 /// One window in a line.
@@ -246,9 +273,8 @@ fn cells(row: &Row, shape: &Shape) -> [String; 10] {
         spread(row.p999_ms),
         measured(share(row.failed, row.calls)),
         if shape.slow == 0 { String::new() } else { measured(format!("{:.1} %", row.slow_percent)) },
-        row.p99_ms_bar.map_or_else(String::new, |bar| {
-            format!("p99 <= {bar:.0}{}", if row.is_missed() { "  MISSED" } else { "" })
-        }),
+        row.p99_ms_bar
+            .map_or_else(String::new, |bar| format!("p99 <= {bar:.0}{}", verdict(row.windows, row.is_missed()))),
     ]
 }
 
@@ -294,9 +320,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_come_is_told_in_calls_and_in_time() {
+        assert_eq!(offered(1_733.0, &[0.7, 0.85]), "1213 and 1473");
+        assert_eq!(offered(1_000.0, &[0.8]), "800");
+        assert_eq!(offered(1_000.0, &[0.7, 0.8, 0.9, 1.0]), "700 to 1000");
+        assert_eq!(time_of(2, Duration::from_secs(8)), "2 windows, some 20 s");
+        assert_eq!(time_of(40, Duration::from_secs(70)), "40 windows, some 48 min");
+        assert_eq!((verdict(0, true), verdict(1, true), verdict(1, false)), ("  NOT MEASURED", "  MISSED", ""));
+    }
+
+    #[test]
     fn proxies_are_peers_and_the_others_are_not() {
         assert_eq!(policy("p2c"), Ok(Policy::P2c));
-        assert!(policy("envoy").is_err() && policy("nonsense").is_err());
+        assert!(policy("envoy").is_err());
+        let refused = policy("nonsense").unwrap_err();
+        assert!(refused.contains("peak_ewma") && !refused.contains("envoy"), "{refused}");
         assert_eq!(peer("haproxy"), Ok(Policy::Haproxy));
         assert!(peer("p2c").is_err() && peer("").is_err());
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::Extra;
-use super::grid::{self, Stage, Windows, ended, of_all, share, spread, words};
+use super::grid::{self, Stage, Windows, ended, of_all, share, spread, verdict, words};
 use crate::Global;
 use crate::duration::ms;
 use crate::exit::Failure;
@@ -78,9 +78,10 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let (windows, count) = (&sinkhole.windows, sinkhole.policies.len() as u32 * u32::from(sinkhole.windows.repeats));
     let length = windows.warm_up + windows.length + MARGIN;
     eprintln!(
-        "{} endpoints, {FAILING} of them begin to fail after {} s; {clients} clients, {:.0} calls/s; {}",
+        "{} endpoints, {FAILING} of them begin to fail after {} s; {clients} clients, capacity {:.0} calls/s, {:.0} offered; {}",
         sinkhole.shape.endpoints,
         windows.warm_up.as_secs(),
+        sinkhole.shape.capacity_per_s(),
         sinkhole.rate_per_s(),
         grid::time_of(count, length)
     );
@@ -165,8 +166,7 @@ fn cells(row: &Row) -> [String; 8] {
         measured(settled),
         spread(row.failed_percent_late),
         spread(row.p99_ms),
-        row.avoided_percent_bar.map_or_else(String::new, |bar| {
-            format!("avoided >= {bar:.0}{}", if row.is_missed() { "  MISSED" } else { "" })
-        }),
+        row.avoided_percent_bar
+            .map_or_else(String::new, |bar| format!("avoided >= {bar:.0}{}", verdict(row.windows, row.is_missed()))),
     ]
 }
