@@ -293,7 +293,7 @@ fn reasons(
         say(Code::ChecksDoubted, "too many checks fail at once");
     }
     if endpoint.health.clients_fail(now) {
-        say(Code::ClientFailures, "clients see its calls fail");
+        say(Code::ClientFailures, "clients see its calls fail or stay unanswered");
     }
     if endpoint.withdrawn_at.is_some() {
         say(Code::DiscoveryRemoved, "its source no longer names it");
