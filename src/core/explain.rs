@@ -201,10 +201,10 @@ impl Walk<'_> {
         };
         let zone = format!("client {}, endpoint {}", named(cohort.locality.as_str()), named(spec.locality.as_str()));
         let priority = format!("configured {}, tier {tier} for this client", spec.priority);
-        let list = match at {
-            Some(at) if offered => format!("place {} of {}", at + 1, list.endpoints.len()),
-            Some(_) => "named with weight 0, so that clients leave it".into(),
-            None => "not named".into(),
+        let list = match (at, place_among_offered(list, address)) {
+            (_, Some((place, offered))) => format!("place {place} of {offered}"),
+            (Some(_), None) => "named with weight 0, so that clients leave it".into(),
+            (None, None) => "not named".into(),
         };
         let mut add = |name: StageName, verdict, code: Option<Code>, detail: String| {
             let held = code.filter(|_| verdict == Verdict::Warn || verdict == Verdict::Fail);
@@ -285,20 +285,22 @@ fn report(endpoint: &EndpointSnapshot, now: Timestamp) -> String {
     format!("{utilization}, {in_flight} in flight, {rate:.1} calls/s, {capacity}, {}", ago(now, at))
 }
 
+/// The place of an endpoint among those of a list that are offered, from 1 on, and how many these are. Those that are named
+/// with weight 0 so that clients leave them do not count.
+fn place_among_offered(list: &Assignment, address: &Address) -> Option<(usize, usize)> {
+    let offered = || list.endpoints.iter().filter(|e| e.weight > 0);
+    let at = offered().position(|e| &e.spec.address == address)?;
+    Some((at + 1, offered().count()))
+}
+
 fn result(list: &Assignment, address: &Address, stages: &[Stage]) -> String {
-    let place = list.endpoints.iter().position(|e| &e.spec.address == address && e.weight > 0);
-    if let Some((at, endpoint)) = place.and_then(|at| list.endpoints.get(at).map(|e| (at, e))) {
-        let offered = list.endpoints.iter().filter(|e| e.weight > 0).count();
+    let endpoint = list.endpoints.iter().find(|e| &e.spec.address == address);
+    if let (Some((place, offered)), Some(endpoint)) = (place_among_offered(list, address), endpoint) {
         let tier = match endpoint.priority {
             0 => String::new(),
             tier => format!(", tier {tier}"),
         };
-        return format!(
-            "IN LIST at {} of {offered}, weight {}{tier}, mode {}",
-            at + 1,
-            endpoint.weight,
-            list.mode.name()
-        );
+        return format!("IN LIST at {place} of {offered}, weight {}{tier}, mode {}", endpoint.weight, list.mode.name());
     }
     let failed = stages.iter().find(|stage| stage.verdict == Verdict::Fail);
     match failed {
