@@ -148,7 +148,7 @@ impl<T> Picker<T> {
         }
         let is_forgotten =
             first.peer.behind(lane.number(), lane.picks()) > first.interval.saturating_mul(FORGOTTEN_AFTER);
-        if is_forgotten && first.peer.unanswered().0 == 0 && first.peer.is_believed(now_us) {
+        if is_forgotten && first.peer.unanswered().0 == 0 {
             return Some(Choice::One(first));
         }
         let expected = self.rif_expected(first);

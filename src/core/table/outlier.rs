@@ -15,7 +15,7 @@ use crate::{
 
 mod voices;
 
-use voices::{Agreement, Counts, Voices};
+use voices::{Agreement, Counts, PERIODS, Voices};
 
 /// The share of failed calls that is too much of an endpoint, permille, and how many times that of the others it is.
 const FAILED_PERMILLE_MIN: u32 = 200;
@@ -283,19 +283,28 @@ impl Service {
         accused.sort_by(|(a, at_a), (b, at_b)| {
             b.failed_permille_least.cmp(&a.failed_permille_least).then_with(|| at_a.cmp(at_b))
         });
-        let others = Others::of(self, now);
+        let mut others = Others::at(now);
+        let mut usual = |outlier: &Outlier, periods| others.failed_permille_median(self, outlier, periods);
+        // One whose calls fail as those of the others do has no fault of its own.
+        accused.retain(|(agreed, address)| {
+            let usual = self.endpoints.get(address).map_or(0, |endpoint| usual(&endpoint.outlier, agreed.periods));
+            agreed.failed_permille_least > usual.saturating_mul(FAILED_TIMES_OTHERS)
+        });
+        let returning = self.endpoints.iter().filter(|(_, endpoint)| endpoint.outlier.is_returning());
+        let returning: Vec<(Address, u32)> =
+            returning.map(|(address, endpoint)| (address.clone(), usual(&endpoint.outlier, PERIODS))).collect();
         let mut room = Room::of(self, words);
         for (agreed, address) in accused {
-            let Some(endpoint) = self.endpoints.get_mut(&address) else { continue };
-            // One whose calls fail as those of the others do has no fault of its own.
-            let usual = others.failed_permille_median(endpoint.outlier.voices.benign(now));
-            let is_outlier = agreed.failed_permille_least > usual.saturating_mul(FAILED_TIMES_OTHERS);
-            if is_outlier && let Some(kept) = room.take(endpoint) {
+            if let Some(endpoint) = self.endpoints.get_mut(&address)
+                && let Some(kept) = room.take(endpoint)
+            {
                 endpoint.outlier.eject(kept, seen(&agreed), now);
             }
         }
-        for outlier in self.endpoints.values_mut().map(|e| &mut e.outlier).filter(|outlier| outlier.is_returning()) {
-            outlier.step(others.failed_permille_median(outlier.voices.benign(now)), now);
+        for (address, usual) in returning {
+            if let Some(endpoint) = self.endpoints.get_mut(&address) {
+                endpoint.outlier.step(usual, now);
+            }
         }
     }
 }
@@ -309,22 +318,30 @@ fn seen(agreed: &Agreement) -> String {
     }
 }
 
-/// Shares of failed calls of all endpoints that are called, sorted.
-struct Others(Vec<u32>);
+/// Shares of failed calls of all endpoints that are called, sorted, by how many of the newest periods they are of: where all begin
+/// to fail together, whoever is heard of first is compared with what the others fail by now, not with how they were.
+struct Others {
+    now: Timestamp,
+    shares: BTreeMap<u64, Vec<u32>>,
+}
 
 impl Others {
-    fn of(service: &Service, now: Timestamp) -> Self {
-        let told = service.endpoints.values().map(|e| e.outlier.voices.benign(now));
-        let mut shares: Vec<u32> = told.filter(|told| !told.is_none()).map(Counts::failed_permille).collect();
-        shares.sort_unstable();
-        Self(shares)
+    fn at(now: Timestamp) -> Self {
+        Self { now, shares: BTreeMap::new() }
     }
 
-    /// Of all but one; 0 where there is no other.
-    fn failed_permille_median(&self, without: Counts) -> u32 {
-        let own = self.0.binary_search(&without.failed_permille()).unwrap_or(usize::MAX);
-        let middle = self.0.len().saturating_sub(1) / 2;
-        self.0.get(if middle < own { middle } else { middle + 1 }).copied().unwrap_or(0)
+    /// The median of all but one; 0 where there is no other.
+    fn failed_permille_median(&mut self, service: &Service, without: &Outlier, periods: u64) -> u32 {
+        let of = |outlier: &Outlier| outlier.voices.benign_within(self.now, periods);
+        let shares = self.shares.entry(periods).or_insert_with(|| {
+            let told = service.endpoints.values().map(|e| of(&e.outlier)).filter(|told| !told.is_none());
+            let mut shares: Vec<u32> = told.map(Counts::failed_permille).collect();
+            shares.sort_unstable();
+            shares
+        });
+        let own = shares.binary_search(&of(without).failed_permille()).unwrap_or(usize::MAX);
+        let middle = shares.len().saturating_sub(1) / 2;
+        shares.get(if middle < own { middle } else { middle + 1 }).copied().unwrap_or(0)
     }
 }
 

@@ -106,3 +106,21 @@ fn one_that_was_called_a_thousand_times_before_it_failed_is_out_at_once() {
     let service = &table.services[&name()];
     assert!(service.endpoints.values().all(|e| e.outlier.is_whole() == (e.spec.address != address(3))));
 }
+
+#[test]
+fn a_fault_of_all_is_nobodys_from_its_first_moment_on() {
+    let mut table = table();
+    for ms in (1_000..11_000).step_by(100) {
+        for at in 0..ENDPOINTS {
+            let outcomes = Outcomes { ok: 10, ..Outcomes::default() };
+            tells_of(&mut table, ms / 100 % 10, at, outcomes, Timestamp(ms * 1_000));
+        }
+    }
+    // Word for word, and a turn after each.
+    for (word, (client, at)) in (0..8).flat_map(|client| (0..ENDPOINTS).map(move |at| (client, at))).enumerate() {
+        let now = Timestamp(11_500_000 + word as u64 * 5_000);
+        tells(&mut table, client, at, 3, now);
+        table.publish(now);
+    }
+    assert!(table.services[&name()].endpoints.values().all(|e| e.outlier.is_whole()));
+}

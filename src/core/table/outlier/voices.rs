@@ -12,7 +12,7 @@ use crate::{
 
 /// Evidence older than this does not count. Clients tell every second, so it is several of their reports.
 const WINDOW: Duration = Duration::from_secs(10);
-const PERIODS: u64 = 20;
+pub(super) const PERIODS: u64 = 20;
 const PERIOD_US: u64 = WINDOW.as_micros() as u64 / PERIODS;
 
 /// Voices of one endpoint that are told apart. A further one shares a row, by its hash: nothing of what it says is lost, only
@@ -154,8 +154,9 @@ pub(super) struct Agreement {
     /// Who saw calls fail, and how many there are.
     pub(super) accusers: usize,
     pub(super) voices: usize,
-    /// What they told, together.
+    /// What they told, together, and of how many of the newest periods.
     pub(super) counts: Counts,
+    pub(super) periods: u64,
 }
 
 impl Voices {
@@ -223,9 +224,15 @@ impl Voices {
 
     /// What was told lately, without the voice whose absence makes it look best.
     pub(super) fn benign(&self, now: Timestamp) -> Counts {
-        let told = self.told(now, PERIODS);
-        match told.len() {
-            0 | 1 => self.sum(now),
+        self.benign_within(now, PERIODS)
+    }
+
+    /// The same of the newest periods.
+    pub(super) fn benign_within(&self, now: Timestamp, periods: u64) -> Counts {
+        let told = self.told(now, periods);
+        match told.as_slice() {
+            [] => Counts::default(),
+            [(_, only)] => *only,
             _ => self.without_each(&told).min_by_key(|counts| counts.failed_permille()).unwrap_or_default(),
         }
     }
@@ -258,7 +265,7 @@ impl Voices {
                 self.without_each(voices).map(|counts| counts.failed_permille_least(certainty)).min().unwrap_or(0)
             }
         };
-        Some(Agreement { failed_permille_least, accusers, voices: told.len(), counts })
+        Some(Agreement { failed_permille_least, accusers, voices: told.len(), counts, periods })
     }
 
     /// Rows with something in them, and what that is of so many periods.
