@@ -20,7 +20,6 @@ use crate::{
     dial::SDK,
     endpoint::{Endpoint, Seat},
     outcome::code_of_headers,
-    picker::PATIENCE_US_MAX,
     response::code_of_status,
 };
 
@@ -45,7 +44,7 @@ const BUSY_US_MAX: u64 = 8_000_000;
 #[derive(Debug, Default)]
 pub(crate) struct Probed {
     under_way: AtomicU32,
-    /// Since when there has been one under way at any time, microseconds.
+    /// Since when one has been under way at any time and none was answered, microseconds.
     since_us: AtomicU64,
     /// It does not know probes: not asked before this. 0 while it does.
     mute_until_us: AtomicU64,
@@ -82,7 +81,10 @@ impl Probed {
     /// This came of a probe.
     pub(crate) fn learn(&self, answer: Answer, now_us: u64) {
         match answer {
-            Answer::Rif(_) | Answer::Unwilling => self.forget(),
+            Answer::Rif(_) | Answer::Unwilling => {
+                self.since_us.store(now_us, Relaxed);
+                self.forget();
+            }
             Answer::Busy => self.busy(now_us),
             Answer::Mute => self.mute(now_us),
         }
@@ -104,10 +106,10 @@ impl Probed {
         self.busy_times.store(0, Relaxed);
     }
 
-    /// Counts a probe, unless there are too many, or one that is late.
-    fn begin(&self, now_us: u64) -> bool {
+    /// Counts a probe, unless there are too many, or one that is late: under way for longer than calls wait for answers.
+    fn begin(&self, now_us: u64, patience_us: u64) -> bool {
         let before = self.under_way.load(Relaxed);
-        let is_late = before > 0 && now_us.saturating_sub(self.since_us.load(Relaxed)) > PATIENCE_US_MAX;
+        let is_late = before > 0 && now_us.saturating_sub(self.since_us.load(Relaxed)) > patience_us;
         if before >= PROBES_MAX || is_late || self.is_mute(now_us) || self.is_busy(now_us) {
             return false;
         }
@@ -159,10 +161,10 @@ impl Answer {
 }
 
 impl Probe {
-    /// Leave to ask this endpoint, if it can be asked now.
-    pub(crate) fn of(endpoint: &Arc<Endpoint>, now_us: u64) -> Option<Self> {
+    /// Leave to ask this endpoint, if it can be asked now, where calls wait so long for answers.
+    pub(crate) fn of(endpoint: &Arc<Endpoint>, now_us: u64, patience_us: u64) -> Option<Self> {
         let seat = endpoint.spare_seat()?;
-        endpoint.probed.begin(now_us).then(|| Self { endpoint: endpoint.clone(), seat })
+        endpoint.probed.begin(now_us, patience_us).then(|| Self { endpoint: endpoint.clone(), seat })
     }
 
     /// Whom it asks.
@@ -240,26 +242,39 @@ fn read(answer: &[u8]) -> Option<ProbeResponse> {
 mod tests {
     use super::*;
 
+    const PATIENCE_US: u64 = 3_000;
+
     #[test]
     fn an_endpoint_that_owes_an_answer_is_not_asked_for_more() {
         let probed = Probed::default();
-        assert!((0..PROBES_MAX).all(|n| probed.begin(u64::from(n))), "several at the same time");
-        assert!(!probed.begin(10));
+        assert!((0..PROBES_MAX).all(|n| probed.begin(u64::from(n), PATIENCE_US)), "several at the same time");
+        assert!(!probed.begin(10, PATIENCE_US));
         (1..PROBES_MAX).for_each(|_| probed.end());
-        assert!(!probed.begin(PATIENCE_US_MAX + 1), "the first is late");
+        assert!(!probed.begin(PATIENCE_US + 1, PATIENCE_US), "the first is late");
         probed.end();
-        assert!(probed.begin(PATIENCE_US_MAX + 1));
+        assert!(probed.begin(PATIENCE_US + 1, PATIENCE_US));
+    }
+
+    #[test]
+    fn one_that_answers_far_away_is_not_late_while_calls_wait_for_it() {
+        let probed = Probed::default();
+        assert!(probed.begin(1, 10_000));
+        assert!(probed.begin(5_000, 10_000), "where calls wait for ten milliseconds, one of five is not late");
+        probed.learn(Answer::Rif(1), 9_000);
+        probed.end();
+        assert!(probed.begin(12_000, 10_000), "one was answered since");
+        assert!(!probed.begin(19_001, 10_000), "nobody was for long");
     }
 
     #[test]
     fn a_mute_endpoint_is_asked_again_after_a_while_or_as_another_process() {
         let probed = Probed::default();
         probed.mute(5);
-        assert!(!probed.begin(MUTE_US) && probed.is_mute(MUTE_US + 4));
-        assert!(probed.begin(MUTE_US + 5));
+        assert!(!probed.begin(MUTE_US, PATIENCE_US) && probed.is_mute(MUTE_US + 4));
+        assert!(probed.begin(MUTE_US + 5, PATIENCE_US));
         probed.mute(MUTE_US + 5);
         probed.forget();
-        assert!(probed.begin(MUTE_US + 6));
+        assert!(probed.begin(MUTE_US + 6, PATIENCE_US));
     }
 
     #[test]
@@ -271,12 +286,12 @@ mod tests {
             (0..3).for_each(|n| probed.learn(Answer::of_code(Code::Unavailable), now_us + n));
             assert!(!probed.is_mute(now_us), "it may well know probes");
             now_us += pause_s * 1_000_000;
-            assert!(!probed.begin(now_us - 1) && probed.begin(now_us), "{pause_s}");
+            assert!(!probed.begin(now_us - 1, PATIENCE_US) && probed.begin(now_us, PATIENCE_US), "{pause_s}");
             probed.end();
         }
         probed.learn(Answer::Rif(3), now_us);
         probed.learn(Answer::of_code(Code::ResourceExhausted), now_us);
-        assert!(probed.begin(now_us + BUSY_US_MIN), "what was answered ends the row");
+        assert!(probed.begin(now_us + BUSY_US_MIN, PATIENCE_US), "what was answered ends the row");
         probed.learn(Answer::of_code(Code::Unimplemented), now_us);
         assert!(probed.is_mute(now_us + MUTE_US - 1));
     }
@@ -288,8 +303,8 @@ mod tests {
         let told_us = 4 * BUSY_US_MIN;
         probed.told(told_us);
         probed.told(told_us + 5);
-        assert!(!probed.begin(told_us + BUSY_US_MIN - 1), "not for every call");
-        assert!(probed.begin(told_us + BUSY_US_MIN), "not after seven seconds");
+        assert!(!probed.begin(told_us + BUSY_US_MIN - 1, PATIENCE_US), "not for every call");
+        assert!(probed.begin(told_us + BUSY_US_MIN, PATIENCE_US), "not after seven seconds");
         probed.learn(Answer::Busy, told_us + BUSY_US_MIN);
         assert!(probed.is_busy(told_us + 2 * BUSY_US_MIN - 1) && !probed.is_busy(told_us + 2 * BUSY_US_MIN));
         probed.mute(told_us);

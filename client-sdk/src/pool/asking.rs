@@ -48,17 +48,22 @@ impl Pool {
         }
     }
 
+    /// How long a call waits for what endpoints say.
+    fn patience_us(&self) -> u64 {
+        self.probing.patience_us(self.fleet.answer_us_mean())
+    }
+
     /// What they say of their load, as far as they do in time, and as far as they can be asked: one that sheds questions must not
     /// keep the others from being asked.
     async fn ask(&self, pair: [&Candidate<Arc<Endpoint>>; 2]) -> [Said; 2] {
         let now_us = self.now_us();
-        let probes = pair.map(|candidate| Probe::of(&candidate.item, now_us));
+        let patience_us = self.patience_us();
+        let probes = pair.map(|candidate| Probe::of(&candidate.item, now_us, patience_us));
         let count = probes.iter().flatten().map(|_| 1).sum();
         if count == 0 || !self.probing.budget.spend(count) {
             return [Said::Unasked; 2];
         }
-        let patience = Duration::from_micros(self.probing.patience_us(self.fleet.answer_us_mean()));
-        let until = Instant::now() + patience;
+        let until = Instant::now() + Duration::from_micros(patience_us);
         let [a, b] = probes.map(|probe| {
             probe.map(|probe| {
                 let (tell, told) = oneshot::channel();
@@ -87,7 +92,7 @@ impl Pool {
         if let Some(endpoint) = looked_at
             && self.probing.begin_aside()
         {
-            match Probe::of(endpoint, self.now_us()) {
+            match Probe::of(endpoint, self.now_us(), self.patience_us()) {
                 Some(probe) => self.send(probe, None),
                 None => self.probing.end_aside(),
             }
