@@ -206,9 +206,8 @@ pub(crate) const HELLO_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Between two heartbeats of a service to a cohort. A list that differs in order alone goes out in place of one.
 pub(crate) const HEARTBEAT_PERIOD: Duration = ORDER_LIST_PERIOD;
 
-/// Between two ticks of a service to a cohort, where how its endpoints fare is news: an overload is known to all within two
-/// seconds, and with 20,000 streams even news in every second is a tenth of a core.
-pub(crate) const FLEET_PERIOD: Duration = Duration::from_secs(1);
+/// Between two ticks of a service to a cohort, where how its endpoints fare is news.
+pub(crate) const FLEET_PERIOD: Duration = lookaside_core::limits::FLEET_PERIOD;
 
 /// While the balancer settles, a client that holds no list waits this long from the start for others to be heard.
 pub(crate) const NEWCOMER_WAIT: Duration = Duration::from_secs(2);

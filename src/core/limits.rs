@@ -43,6 +43,10 @@ pub const LOAD_LIST_PERIOD: Duration = Duration::from_secs(1);
 /// somebody's load crosses a tenth in every second.
 pub const ORDER_LIST_PERIOD: Duration = Duration::from_secs(5);
 
+/// Between two words to a cohort about how a service fares as a whole, where that is news: an overload is known to all within
+/// two seconds, and with 20,000 streams even news in every second is a tenth of a core.
+pub const FLEET_PERIOD: Duration = Duration::from_secs(1);
+
 /// Above this a utilisation is refused as absurd; 1.0 is full, and borrowing beyond a limit is normal.
 pub const UTILIZATION_MAX: f64 = 100.0;
 

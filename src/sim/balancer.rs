@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use lookaside_core::{
     config::{LocalityConfig, ServiceConfig},
     event::{self, Backend, CheckOutcome, Event, LoadReport, Outcomes},
+    limits::{FLEET_PERIOD, ORDER_LIST_PERIOD},
     model::{Address, ClientId, Cohort, EndpointSpec, Instance, Locality, Peer, ServiceName, Timestamp},
     policy::{self, Assignment},
     snapshot::{Fleet, ServiceSnapshot},
@@ -14,10 +15,6 @@ use lookaside_core::{
 };
 
 use crate::{dispatch::Listed, endpoint::Counters, scenario::Scenario};
-
-/// How the fleet fares goes out at each heartbeat, and where it is news before, at most so often, as in the service.
-const HEARTBEAT_US: u64 = 5_000_000;
-const FLEET_US: u64 = 1_000_000;
 
 /// Names on which this crate cannot be wrong.
 const OURS: &str = "a name of ours is valid";
@@ -254,8 +251,9 @@ impl Balancer {
         }
         let Some(service) = self.seen.clone() else { return turn };
         let (told, told_us) = &self.told;
-        let period_us = if service.fleet.is_news_to(told) { FLEET_US } else { HEARTBEAT_US };
-        if now_us >= told_us + period_us {
+        // At each heartbeat, and before where it is news.
+        let period = if service.fleet.is_news_to(told) { FLEET_PERIOD } else { ORDER_LIST_PERIOD };
+        if now_us >= told_us + period.as_micros() as u64 {
             self.told = (service.fleet, now_us);
             turn.fleet = Some(service.fleet);
         }

@@ -118,6 +118,25 @@ fn what_is_given_up_and_repeated_counts_once_as_a_call_and_each_time_on_the_wire
     }
 }
 
+#[test]
+fn calls_are_held_back_while_the_balancer_says_that_there_is_too_much_to_do_and_no_longer() {
+    let flood = "load_steps: [{ at_ms: 0, factor: 4 }, { at_ms: 5000, factor: 1 }]\n\
+                 retries: { attempts: 1, timeout_ms: 500 }\n\
+                 windows: [{ name: flood, from_ms: 3000, until_ms: 5000 }, { name: after, from_ms: 9000, until_ms: 10000 }]";
+    let scenario = scenario(&format!("{SMALL}\n{flood}"));
+    let sent = |policy| {
+        run(&scenario, policy, 1)
+            .windows
+            .into_iter()
+            .map(|(_, of)| of.attempts as f64 / of.calls as f64)
+            .collect::<Vec<_>>()
+    };
+    let [flood, after] = sent(Policy::Lookaside)[..] else { panic!("two windows") };
+    // 3.2 times what it can do, so one of three is taken at best, and two are sent for each that is.
+    assert!(flood < 0.75 && after == 1.0, "{flood} of the calls in the flood, {after} after it");
+    assert_eq!(sent(Policy::P2c), [1.0, 1.0]);
+}
+
 /// Asks two of all, and probes one more in the background.
 #[derive(Default)]
 struct Asks {

@@ -34,6 +34,7 @@ pub const BUILTIN: &[(&str, &str)] = &[
     ("sinkhole_20", include_str!("../scenarios/sinkhole_20.yaml")),
     ("slow_fail", include_str!("../scenarios/slow_fail.yaml")),
     ("partial_fail", include_str!("../scenarios/partial_fail.yaml")),
+    ("all_fail", include_str!("../scenarios/all_fail.yaml")),
     ("crash", include_str!("../scenarios/crash.yaml")),
     ("hang", include_str!("../scenarios/hang.yaml")),
     ("scale_out", include_str!("../scenarios/scale_out.yaml")),
