@@ -282,6 +282,9 @@ impl<T> Picker<T> {
     ) -> Option<Suspicion> {
         peer.finish();
         self.fleet.lane().finish();
+        if matches!(class, Class::Ok | Class::Caller) {
+            self.fleet.went_well(now_us);
+        }
         match class {
             Class::Ok => rif.into_iter().for_each(|rif| self.heard(peer, Said::Rif(rif), now_us, now_us)),
             // Whoever fails, or refuses its callers at once, is idle: what it says of its load would bring it the next call.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Failures in a row that put an endpoint aside.
 pub const FAILURES_IN_A_ROW: u32 = 5;
-/// First time aside, microseconds; it doubles with every canary that fails.
+/// First time aside, microseconds; it doubles with every canary that fails while calls go well elsewhere.
 pub const PAUSE_US_MIN: u64 = 1_000_000;
 /// Longest time aside, microseconds.
 pub const PAUSE_US_MAX: u64 = 30_000_000;
@@ -24,7 +24,7 @@ pub(crate) struct Breaker {
     failures_in_a_row: AtomicU32,
     /// When the next canary is due; 0 means not aside.
     aside_until_us: AtomicU64,
-    /// Times put aside, canaries included, since it last went well.
+    /// How often the pause was doubled, and one more; 0 while not aside.
     pauses: AtomicU32,
 }
 
@@ -37,18 +37,20 @@ impl Breaker {
         }
     }
 
-    /// Takes the canary call that is due. False when another call was faster.
-    pub(crate) fn take_canary(&self, now_us: u64) -> bool {
+    /// Takes the canary call that is due. False when another call was faster. `well_us` is when a call went well last, wherever:
+    /// if not since the pause began, it is no fault of this endpoint that its canaries fail, and it is tried again as soon.
+    pub(crate) fn take_canary(&self, now_us: u64, well_us: u64) -> bool {
         let due = self.aside_until_us.load(Relaxed);
         if due == 0 || now_us < due {
             return false;
         }
+        let before = self.pauses.load(Relaxed);
+        let pauses = if well_us > due.saturating_sub(pause_us(before)) { before.saturating_add(1) } else { before };
         // The next one is due even if this one is never heard of again.
-        let pauses = self.pauses.load(Relaxed);
         if self.aside_until_us.compare_exchange(due, now_us + pause_us(pauses), Relaxed, Relaxed).is_err() {
             return false;
         }
-        self.pauses.store(pauses.saturating_add(1), Relaxed);
+        self.pauses.store(pauses, Relaxed);
         true
     }
 
@@ -60,9 +62,8 @@ impl Breaker {
     }
 
     pub(crate) fn put_aside(&self, now_us: u64) {
-        let pauses = self.pauses.load(Relaxed);
-        self.aside_until_us.store((now_us + pause_us(pauses)).max(1), Relaxed);
-        self.pauses.store(pauses.saturating_add(1), Relaxed);
+        self.pauses.store(1, Relaxed);
+        self.aside_until_us.store((now_us + pause_us(1)).max(1), Relaxed);
     }
 
     /// Notes that a call went well: whatever was held against the endpoint is forgotten.
@@ -82,5 +83,5 @@ impl Breaker {
 }
 
 fn pause_us(pauses: u32) -> u64 {
-    (PAUSE_US_MIN << pauses.min(5)).min(PAUSE_US_MAX)
+    (PAUSE_US_MIN << pauses.saturating_sub(1).min(5)).min(PAUSE_US_MAX)
 }

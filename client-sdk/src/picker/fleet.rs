@@ -19,12 +19,17 @@ const DISPROOF_FACTOR: u64 = 8;
 /// A word of load beyond this, thousandths, and beyond twice the mean moves the mean no further.
 const RIF_MILLI_MOST: u64 = 64_000;
 
+/// When a call went well is noted so often, microseconds: mostly a thread only looks.
+const WELL_PERIOD_US: u64 = 100_000;
+
 /// What one client has learnt of all its endpoints together. Outlives pickers.
 #[derive(Debug)]
 pub struct Fleet {
     lanes: Box<[Lane]>,
     /// The last sign of life of any endpoint, microseconds.
     life_us: AtomicU64,
+    /// When a call went well last, microseconds; a period late at most.
+    well_us: AtomicU64,
     /// How long answers usually take, microseconds; 0 before the first.
     answer_us_mean: AtomicU64,
     /// The same times the capacity of whoever answered.
@@ -50,6 +55,7 @@ impl Fleet {
         Self {
             lanes: (0..lanes.clamp(1, LANES_MAX)).map(|number| Lane::new(seed, number)).collect(),
             life_us: AtomicU64::new(0),
+            well_us: AtomicU64::new(0),
             answer_us_mean: AtomicU64::new(0),
             work_us_mean: AtomicU64::new(0),
             rif_milli_mean: AtomicU64::new(0),
@@ -155,6 +161,18 @@ impl Fleet {
 
     pub(super) fn spoke(&self, now_us: u64) {
         self.life_us.fetch_max(now_us, Relaxed);
+    }
+
+    /// A call went well, wherever.
+    pub(super) fn went_well(&self, now_us: u64) {
+        if now_us.saturating_sub(self.well_us()) >= WELL_PERIOD_US {
+            self.well_us.store(now_us, Relaxed);
+        }
+    }
+
+    /// When one did last.
+    pub(super) fn well_us(&self) -> u64 {
+        self.well_us.load(Relaxed)
     }
 
     pub(super) fn spoke_after(&self, since_us: u64) -> bool {

@@ -22,7 +22,8 @@ impl<T> Picker<T> {
         match self.standing(candidate, now_us, tried) {
             Standing::Fit => true,
             Standing::Canary => {
-                candidate.peer.take_silence_canary(now_us) || candidate.peer.breaker.take_canary(now_us)
+                let peer = &candidate.peer;
+                peer.take_silence_canary(now_us) || peer.breaker.take_canary(now_us, self.fleet.well_us())
             }
             Standing::Stalled | Standing::Aside | Standing::Tried | Standing::Full => false,
         }

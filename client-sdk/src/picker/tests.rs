@@ -312,6 +312,24 @@ fn five_failures_in_a_row_put_aside_and_single_calls_find_out() {
 }
 
 #[test]
+fn after_a_fault_of_all_everybody_is_back_within_two_seconds() {
+    for policy in ALL {
+        let mut world = World::new(policy, &[100; 6], 5);
+        let (from_us, until_us) = (1_000 * MS, 21_000 * MS);
+        while world.now_us < until_us + 2_000 * MS {
+            let at = world.pick();
+            let class = if (from_us..until_us).contains(&world.now_us) { Class::Endpoint } else { Class::Ok };
+            world.send(at, Some(MS / 2), class);
+            world.advance(MS);
+            if world.now_us > from_us + 1_000 * MS && world.now_us < until_us {
+                assert_eq!(world.peers.iter().filter(|p| p.is_aside()).count(), 3, "{policy:?}");
+            }
+        }
+        assert!(world.peers.iter().all(|p| !p.is_aside()), "{policy:?}");
+    }
+}
+
+#[test]
 fn an_endpoint_that_recovers_gets_its_share_again() {
     let mut world = World::new(Policy::LeastLoad, &[100; 4], 5);
     for n in 0..10_000u64 {

@@ -319,7 +319,7 @@ fn seen(agreed: &Agreement) -> String {
 }
 
 /// Shares of failed calls of all endpoints that are called, sorted, by how many of the newest periods they are of: where all begin
-/// to fail together, whoever is heard of first is compared with what the others fail by now, not with how they were.
+/// to fail together, whoever is heard of most is compared with what the others fail by now, not with how they were.
 struct Others {
     now: Timestamp,
     shares: BTreeMap<u64, Vec<u32>>,
@@ -332,14 +332,13 @@ impl Others {
 
     /// The median of all but one; 0 where there is no other.
     fn failed_permille_median(&mut self, service: &Service, without: &Outlier, periods: u64) -> u32 {
-        let of = |outlier: &Outlier| outlier.voices.benign_within(self.now, periods);
+        let of = |outlier: &Outlier| outlier.voices.benign_failed_permille_most(self.now, periods);
         let shares = self.shares.entry(periods).or_insert_with(|| {
-            let told = service.endpoints.values().map(|e| of(&e.outlier)).filter(|told| !told.is_none());
-            let mut shares: Vec<u32> = told.map(Counts::failed_permille).collect();
+            let mut shares: Vec<u32> = service.endpoints.values().filter_map(|e| of(&e.outlier)).collect();
             shares.sort_unstable();
             shares
         });
-        let own = shares.binary_search(&of(without).failed_permille()).unwrap_or(usize::MAX);
+        let own = of(without).and_then(|own| shares.binary_search(&own).ok()).unwrap_or(usize::MAX);
         let middle = shares.len().saturating_sub(1) / 2;
         shares.get(if middle < own { middle } else { middle + 1 }).copied().unwrap_or(0)
     }

@@ -124,3 +124,42 @@ fn a_fault_of_all_is_nobodys_from_its_first_moment_on() {
     }
     assert!(table.services[&name()].endpoints.values().all(|e| e.outlier.is_whole()));
 }
+
+#[test]
+fn where_clients_put_half_of_all_aside_in_a_fault_of_all_nobody_is_out() {
+    let mut table = table();
+    for (second, client, at) in words(1..11) {
+        let well = Outcomes { ok: 50, ..Outcomes::default() };
+        tells_of(&mut table, client, at, well, Timestamp(second * 1_000_000));
+    }
+    // Each client has put another half aside, and tries it every four seconds.
+    for (second, client, at) in words(11..30) {
+        let is_aside = (at + 3 * client) % ENDPOINTS >= ENDPOINTS / 2;
+        let failed = if is_aside { u64::from(second % 4 == 3) } else { 100 };
+        let now = Timestamp(second * 1_000_000 + client * 250_000 + at);
+        tells(&mut table, client, at, failed, now);
+        table.publish(now);
+        assert!(table.services[&name()].endpoints.values().all(|e| e.outlier.is_whole()), "{second} {client} {at}");
+    }
+}
+
+/// Of three clients, of each endpoint, in each of these seconds.
+fn words(seconds: std::ops::Range<u64>) -> impl Iterator<Item = (u64, u64, u64)> {
+    let of = |second| (0..3).flat_map(move |client| (0..ENDPOINTS).map(move |at| (second, client, at)));
+    seconds.flat_map(of)
+}
+
+#[test]
+fn a_single_voice_does_not_say_that_others_fail_as_well() {
+    let mut table = table();
+    for (second, client, at) in words(1..11) {
+        let bad = u64::from(at == 3) * 50;
+        let outcomes = Outcomes { ok: 50 - bad, failed: bad, ..Outcomes::default() };
+        tells_of(&mut table, client, at, outcomes, Timestamp(second * 1_000_000));
+    }
+    // The last word before anybody looks is that of one who says that all fail.
+    let now = Timestamp(12_000_000);
+    (0..ENDPOINTS).for_each(|at| tells(&mut table, 7, at, 1_000, now));
+    table.publish(now);
+    assert!(table.services[&name()].endpoints[&address(3)].outlier.is_out());
+}

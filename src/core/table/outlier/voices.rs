@@ -106,6 +106,11 @@ impl Recent {
         periods.fold(Counts::default(), |sum, period| sum.and(self.of(period)))
     }
 
+    /// What was told last, unless it is too old to count.
+    fn last(&self, now: Timestamp) -> Counts {
+        if self.is_over(now) { Counts::default() } else { self.of(self.newest) }
+    }
+
     fn and(&self, more: &Self) -> Self {
         let mut both = Self { newest: self.newest.max(more.newest), ..Self::default() };
         for period in (0..PERIODS).filter_map(|age| both.newest.checked_sub(age)) {
@@ -224,16 +229,23 @@ impl Voices {
 
     /// What was told lately, without the voice whose absence makes it look best.
     pub(super) fn benign(&self, now: Timestamp) -> Counts {
-        self.benign_within(now, PERIODS)
+        self.benign_of(&self.told(now, PERIODS))
     }
 
-    /// The same of the newest periods.
-    pub(super) fn benign_within(&self, now: Timestamp, periods: u64) -> Counts {
-        let told = self.told(now, periods);
-        match told.as_slice() {
+    /// The share of failures in the newest periods, or in what each voice told last if that is worse, permille, without the voice
+    /// whose absence makes it look best; `None` where nobody called. Clients that put an endpoint aside when it begins to fail
+    /// tell little of it from then on, and what they told before is old.
+    pub(super) fn benign_failed_permille_most(&self, now: Timestamp, periods: u64) -> Option<u32> {
+        let last = self.told_of(|told| told.last(now));
+        let parts = [self.told(now, periods), last].map(|told| self.benign_of(&told));
+        parts.into_iter().filter(|told| !told.is_none()).map(Counts::failed_permille).max()
+    }
+
+    fn benign_of(&self, told: &[(usize, Counts)]) -> Counts {
+        match told {
             [] => Counts::default(),
             [(_, only)] => *only,
-            _ => self.without_each(&told).min_by_key(|counts| counts.failed_permille()).unwrap_or_default(),
+            _ => self.without_each(told).min_by_key(|counts| counts.failed_permille()).unwrap_or_default(),
         }
     }
 
@@ -270,8 +282,12 @@ impl Voices {
 
     /// Rows with something in them, and what that is of so many periods.
     fn told(&self, now: Timestamp, periods: u64) -> Vec<(usize, Counts)> {
-        let counts = self.rows.iter().map(|row| row.told.sum(now, periods)).enumerate();
-        counts.filter(|(_, counts)| counts.all() > 0).collect()
+        self.told_of(|told| told.sum(now, periods))
+    }
+
+    fn told_of(&self, part: impl Fn(&Recent) -> Counts) -> Vec<(usize, Counts)> {
+        let counts = self.rows.iter().map(|row| part(&row.told)).enumerate();
+        counts.filter(|(_, counts)| !counts.is_none()).collect()
     }
 
     /// The sum without each voice in turn. Before it had a row of its own it may have spoken in a shared one, so that goes
