@@ -282,8 +282,10 @@ impl<T> Picker<T> {
     ) -> Option<Suspicion> {
         peer.finish();
         self.fleet.lane().finish();
-        if matches!(class, Class::Ok | Class::Caller) {
-            self.fleet.went_well(now_us);
+        match class {
+            Class::Ok | Class::Caller => self.fleet.went_well(now_us),
+            Class::Endpoint | Class::Deadline if !peer.breaker.is_aside() => self.fleet.went_ill(now_us),
+            Class::Endpoint | Class::Deadline | Class::Cancelled | Class::Overload => {}
         }
         match class {
             Class::Ok => rif.into_iter().for_each(|rif| self.heard(peer, Said::Rif(rif), now_us, now_us)),

@@ -106,7 +106,7 @@ impl Probed {
         self.busy_times.store(0, Relaxed);
     }
 
-    /// Counts a probe, unless there are too many, or one that is late: under way for longer than calls wait for answers.
+    /// Counts a probe, unless there are too many, or one that is late: none was answered for longer than calls wait for that.
     fn begin(&self, now_us: u64, patience_us: u64) -> bool {
         let before = self.under_way.load(Relaxed);
         let is_late = before > 0 && now_us.saturating_sub(self.since_us.load(Relaxed)) > patience_us;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Failures in a row that put an endpoint aside.
 pub const FAILURES_IN_A_ROW: u32 = 5;
-/// First time aside, microseconds; it doubles with every canary that fails while calls go well elsewhere.
+/// First time aside, microseconds; it doubles with every canary that fails, unless all calls do.
 pub const PAUSE_US_MIN: u64 = 1_000_000;
 /// Longest time aside, microseconds.
 pub const PAUSE_US_MAX: u64 = 30_000_000;
@@ -37,15 +37,16 @@ impl Breaker {
         }
     }
 
-    /// Takes the canary call that is due. False when another call was faster. `well_us` is when a call went well last, wherever:
-    /// if not since the pause began, it is no fault of this endpoint that its canaries fail, and it is tried again as soon.
-    pub(crate) fn take_canary(&self, now_us: u64, well_us: u64) -> bool {
+    /// Takes the canary call that is due. False when another call was faster. In a fault of all since the pause began it says
+    /// nothing of this endpoint that its canaries fail: it is tried again as soon.
+    pub(crate) fn take_canary(&self, now_us: u64, is_fault_of_all_since: impl FnOnce(u64) -> bool) -> bool {
         let due = self.aside_until_us.load(Relaxed);
         if due == 0 || now_us < due {
             return false;
         }
         let before = self.pauses.load(Relaxed);
-        let pauses = if well_us > due.saturating_sub(pause_us(before)) { before.saturating_add(1) } else { before };
+        let began_us = due.saturating_sub(pause_us(before));
+        let pauses = if is_fault_of_all_since(began_us) { before } else { before.saturating_add(1) };
         // The next one is due even if this one is never heard of again.
         if self.aside_until_us.compare_exchange(due, now_us + pause_us(pauses), Relaxed, Relaxed).is_err() {
             return false;

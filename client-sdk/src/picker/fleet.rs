@@ -30,6 +30,8 @@ pub struct Fleet {
     life_us: AtomicU64,
     /// When a call went well last, microseconds; a period late at most.
     well_us: AtomicU64,
+    /// When one failed last at an endpoint that is not aside, microseconds.
+    ill_us: AtomicU64,
     /// How long answers usually take, microseconds; 0 before the first.
     answer_us_mean: AtomicU64,
     /// The same times the capacity of whoever answered.
@@ -56,6 +58,7 @@ impl Fleet {
             lanes: (0..lanes.clamp(1, LANES_MAX)).map(|number| Lane::new(seed, number)).collect(),
             life_us: AtomicU64::new(0),
             well_us: AtomicU64::new(0),
+            ill_us: AtomicU64::new(0),
             answer_us_mean: AtomicU64::new(0),
             work_us_mean: AtomicU64::new(0),
             rif_milli_mean: AtomicU64::new(0),
@@ -165,14 +168,19 @@ impl Fleet {
 
     /// A call went well, wherever.
     pub(super) fn went_well(&self, now_us: u64) {
-        if now_us.saturating_sub(self.well_us()) >= WELL_PERIOD_US {
+        if now_us.saturating_sub(self.well_us.load(Relaxed)) >= WELL_PERIOD_US {
             self.well_us.store(now_us, Relaxed);
         }
     }
 
-    /// When one did last.
-    pub(super) fn well_us(&self) -> u64 {
-        self.well_us.load(Relaxed)
+    /// A call failed at an endpoint that is not aside.
+    pub(super) fn went_ill(&self, now_us: u64) {
+        self.ill_us.store(now_us, Relaxed);
+    }
+
+    /// Whether calls failed since then where nothing was held against anybody, and none went well.
+    pub(super) fn is_fault_of_all_since(&self, since_us: u64) -> bool {
+        self.well_us.load(Relaxed) <= since_us && self.ill_us.load(Relaxed) > since_us
     }
 
     pub(super) fn spoke_after(&self, since_us: u64) -> bool {

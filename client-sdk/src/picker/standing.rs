@@ -22,8 +22,9 @@ impl<T> Picker<T> {
         match self.standing(candidate, now_us, tried) {
             Standing::Fit => true,
             Standing::Canary => {
+                let is_fault_of_all_since = |since_us| self.fleet.is_fault_of_all_since(since_us);
                 let peer = &candidate.peer;
-                peer.take_silence_canary(now_us) || peer.breaker.take_canary(now_us, self.fleet.well_us())
+                peer.take_silence_canary(now_us) || peer.breaker.take_canary(now_us, is_fault_of_all_since)
             }
             Standing::Stalled | Standing::Aside | Standing::Tried | Standing::Full => false,
         }

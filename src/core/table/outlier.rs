@@ -283,7 +283,7 @@ impl Service {
         accused.sort_by(|(a, at_a), (b, at_b)| {
             b.failed_permille_least.cmp(&a.failed_permille_least).then_with(|| at_a.cmp(at_b))
         });
-        let mut others = Others::at(now);
+        let mut others = Others { now, words, shares: BTreeMap::new() };
         let mut usual = |outlier: &Outlier, periods| others.failed_permille_median(self, outlier, periods);
         // One whose calls fail as those of the others do has no fault of its own.
         accused.retain(|(agreed, address)| {
@@ -320,21 +320,19 @@ fn seen(agreed: &Agreement) -> String {
 
 /// Shares of failed calls of all endpoints that are called, sorted, by how many of the newest periods they are of: where all begin
 /// to fail together, whoever is heard of most is compared with what the others fail by now, not with how they were.
-struct Others {
+struct Others<'a> {
     now: Timestamp,
+    words: Option<&'a Words>,
     shares: BTreeMap<u64, Vec<u32>>,
 }
 
-impl Others {
-    fn at(now: Timestamp) -> Self {
-        Self { now, shares: BTreeMap::new() }
-    }
-
+impl Others<'_> {
     /// The median of all but one; 0 where there is no other.
     fn failed_permille_median(&mut self, service: &Service, without: &Outlier, periods: u64) -> u32 {
-        let of = |outlier: &Outlier| outlier.voices.benign_failed_permille_most(self.now, periods);
+        let of = |outlier: &Outlier| outlier.voices.failed_permille_usual(self.now, periods);
         let shares = self.shares.entry(periods).or_insert_with(|| {
-            let mut shares: Vec<u32> = service.endpoints.values().filter_map(|e| of(&e.outlier)).collect();
+            let counting = service.endpoints.values().filter(|endpoint| counts(endpoint, self.words));
+            let mut shares: Vec<u32> = counting.filter_map(|endpoint| of(&endpoint.outlier)).collect();
             shares.sort_unstable();
             shares
         });
@@ -342,6 +340,13 @@ impl Others {
         let middle = shares.len().saturating_sub(1) / 2;
         shares.get(if middle < own { middle } else { middle + 1 }).copied().unwrap_or(0)
     }
+}
+
+/// Whether an endpoint is one of those that a service has: not one that leaves, or was taken out.
+fn counts(endpoint: &Endpoint, words: Option<&Words>) -> bool {
+    (endpoint.trusted || endpoint.health.is_down())
+        && !endpoint.is_leaving()
+        && !words.is_some_and(|words| words.take_out(&endpoint.spec))
 }
 
 /// How many endpoints, and how much capacity, a service can do without.
@@ -358,10 +363,7 @@ impl Room {
     fn of(service: &Service, words: Option<&Words>) -> Self {
         let percent = WHOLE_PERCENT_MIN.max(service.config.panic_threshold_percent as usize);
         let mut room = Self { all: 0, whole: 0, whole_min: 0, out: 0, tiers: BTreeMap::new() };
-        let is_meant = |e: &&Endpoint| {
-            (e.trusted || e.health.is_down()) && !e.is_leaving() && !words.is_some_and(|words| words.take_out(&e.spec))
-        };
-        for endpoint in service.endpoints.values().filter(is_meant) {
+        for endpoint in service.endpoints.values().filter(|endpoint| counts(endpoint, words)) {
             room.all += 1;
             room.out += usize::from(endpoint.outlier.is_out());
             room.whole += usize::from(endpoint.may_be_offered() && endpoint.outlier.is_whole());

@@ -251,3 +251,23 @@ fn a_ring_is_kept_as_long_as_it_is_right_and_never_grows_past_its_limit() {
     let none = Rings::new(SEED, 1_250, listed(0), &first);
     assert!(none.of_tier(0).is_none());
 }
+
+#[test]
+fn an_endpoint_that_alone_is_called_is_left_alone_for_longer_each_time_that_it_fails() {
+    const PERIOD_US: u64 = 2_000_000;
+    let names = fleet(6);
+    let mut world = World::new();
+    let picker = world.picker(1_250, &even(&names), &[]);
+    let bad = world.call(&picker, 7);
+    let mut failed = 0;
+    for call in 1..=100 {
+        let now_us = call * PERIOD_US;
+        let chosen =
+            picker.pick_for(Some(Key::of(7_u64.to_le_bytes())), now_us, &mut world.rng, &[]).expect("an endpoint");
+        let class = if chosen.item == bad { Class::Endpoint } else { Class::Ok };
+        failed += u64::from(class == Class::Endpoint);
+        picker.ended(&chosen.peer.clone(), class, Some(now_us), true, None, now_us + 1);
+    }
+    // Five, and then after 1, 2, 4, 8, 16 s and each 30 s.
+    assert!((9..=15).contains(&failed), "{failed}");
+}

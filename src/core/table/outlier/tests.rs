@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     config::ServiceConfig,
-    event::{CheckOutcome, Event},
+    event::{Action, CheckOutcome, Event, Override, Scope},
     model::{ClientId, EndpointSpec, Locality, Peer, ServiceName, SourceId},
     table::Table,
 };
@@ -162,4 +162,53 @@ fn a_single_voice_does_not_say_that_others_fail_as_well() {
     (0..ENDPOINTS).for_each(|at| tells(&mut table, 7, at, 1_000, now));
     table.publish(now);
     assert!(table.services[&name()].endpoints[&address(3)].outlier.is_out());
+}
+
+#[test]
+fn clients_whose_calls_come_in_bursts_and_fail_everywhere_keep_nobody_in() {
+    let mut table = table();
+    for (second, client, at) in
+        (2..20).flat_map(|second| (0..12).flat_map(move |c| (0..2).map(move |at| (second, c, at))))
+    {
+        // Two call in bursts, and give up too soon.
+        let outcomes = match (client, at) {
+            (10.., _) if second % 8 != 2 => continue,
+            (10.., _) => Outcomes { failed: 300, ..Outcomes::default() },
+            (_, 0) if second > 2 => Outcomes { failed: 20, ..Outcomes::default() },
+            _ => Outcomes { ok: 20, ..Outcomes::default() },
+        };
+        let now = Timestamp(second * 1_000_000 + client * 10_000);
+        tells_of(&mut table, client, at, outcomes, now);
+        table.publish(now);
+    }
+    assert!(table.services[&name()].endpoints[&address(0)].outlier.ejections > 0);
+}
+
+#[test]
+fn those_that_an_operator_took_out_excuse_nobody() {
+    let mut table = table();
+    for (_, client, at) in words(1..2) {
+        let outcomes = Outcomes { ok: u64::from(at < 4) * 50, failed: u64::from(at >= 4) * 50, ..Outcomes::default() };
+        tells_of(&mut table, client, at, outcomes, Timestamp(1_000_000));
+    }
+    for at in 4..ENDPOINTS {
+        let word = Override {
+            service: name(),
+            scope: Scope::Address(address(at)),
+            action: Action::Disable,
+            reason: String::new(),
+            actor: "ann".into(),
+            set_at_unix_ms: at,
+            replica: "lb-0".into(),
+            expires_at_unix_ms: 0,
+            remaining: None,
+        };
+        table.apply(Event::OverrideSet { word }, Timestamp(1_000_000)).unwrap();
+    }
+    for (_, client, at) in words(2..3).filter(|(.., at)| *at < 4) {
+        let outcomes = Outcomes { ok: u64::from(at > 0) * 50, failed: u64::from(at == 0) * 100, ..Outcomes::default() };
+        tells_of(&mut table, client, at, outcomes, Timestamp(2_000_000));
+    }
+    table.publish(Timestamp(2_000_000));
+    assert!(!table.services[&name()].endpoints[&address(0)].outlier.is_whole());
 }

@@ -232,13 +232,18 @@ impl Voices {
         self.benign_of(&self.told(now, PERIODS))
     }
 
-    /// The share of failures in the newest periods, or in what each voice told last if that is worse, permille, without the voice
-    /// whose absence makes it look best; `None` where nobody called. Clients that put an endpoint aside when it begins to fail
+    /// The share of failures, permille, that no single voice can have made up: that in the newest periods, or that which half of
+    /// the voices told last, if it is more; `None` where nobody called. Clients that put an endpoint aside when it begins to fail
     /// tell little of it from then on, and what they told before is old.
-    pub(super) fn benign_failed_permille_most(&self, now: Timestamp, periods: u64) -> Option<u32> {
-        let last = self.told_of(|told| told.last(now));
-        let parts = [self.told(now, periods), last].map(|told| self.benign_of(&told));
-        parts.into_iter().filter(|told| !told.is_none()).map(Counts::failed_permille).max()
+    pub(super) fn failed_permille_usual(&self, now: Timestamp, periods: u64) -> Option<u32> {
+        let told = self.told(now, periods);
+        let mut last: Vec<u32> =
+            self.told_of(|told| told.last(now)).iter().map(|(_, last)| last.failed_permille()).collect();
+        last.sort_unstable();
+        let of_half = last.get(last.len().checked_sub(1)? / 2).copied();
+        // Who alone was heard of late, of several, may have made it up.
+        let is_sure = told.len() > 1 || last.len() == 1;
+        of_half.max(is_sure.then(|| self.benign_of(&told).failed_permille()))
     }
 
     fn benign_of(&self, told: &[(usize, Counts)]) -> Counts {
