@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     model::{Address, Cohort, SourceId, Timestamp},
-    policy::{Assignment, assign},
+    policy::{Assigned, Assignment, assign},
     snapshot::{Code, EndpointSnapshot, Reason, ServiceSnapshot, SourceSnapshot, State},
 };
 
@@ -201,10 +201,10 @@ impl Walk<'_> {
         };
         let zone = format!("client {}, endpoint {}", named(cohort.locality.as_str()), named(spec.locality.as_str()));
         let priority = format!("configured {}, tier {tier} for this client", spec.priority);
-        let list = match (at, place_among_offered(list, address)) {
-            (_, Some((place, offered))) => format!("place {place} of {offered}"),
+        let list = match (at.and_then(|at| list.endpoints.get(at)), place_among_offered(list, address)) {
+            (Some(own), Some((place, offered))) => format!("place {place} of {offered}; {}", share(own, list)),
             (Some(_), None) => "named with weight 0, so that clients leave it".into(),
-            (None, None) => "not named".into(),
+            (None, _) => "not named".into(),
         };
         let mut add = |name: StageName, verdict, code: Option<Code>, detail: String| {
             let held = code.filter(|_| verdict == Verdict::Warn || verdict == Verdict::Fail);
@@ -291,6 +291,20 @@ fn place_among_offered(list: &Assignment, address: &Address) -> Option<(usize, u
     let offered = || list.endpoints.iter().filter(|e| e.weight > 0);
     let at = offered().position(|e| &e.spec.address == address)?;
     Some((at + 1, offered().count()))
+}
+
+/// The part of this client's calls that an endpoint is to get, and why.
+fn share(own: &Assigned, list: &Assignment) -> String {
+    let percent = 100.0 * own.part() as f64 / list.parts_of(own.priority);
+    let tier = match own.priority {
+        0 => String::new(),
+        tier => format!(" that tier {tier} gets"),
+    };
+    let capacity = match own.capacity_milli {
+        0 => String::new(),
+        milli => format!(" times capacity {:.2}", f64::from(milli) / 1000.0),
+    };
+    format!("{percent:.1} % of the calls{tier}, by weight {}{capacity}", own.weight)
 }
 
 fn result(list: &Assignment, address: &Address, stages: &[Stage]) -> String {

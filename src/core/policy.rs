@@ -2,12 +2,14 @@
 //! order. Pure: the same snapshot and cohort give the same list, on every replica. Knows nothing of how the snapshot
 //! came about.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use crate::{
     ceiling,
-    config::PolicyKind,
+    config::{PolicyKind, ServiceConfig},
     hash::Hasher,
     limits::WEIGHT_MAX,
-    model::{Cohort, EndpointSpec, ServiceName, Version, WEIGHT_USUAL},
+    model::{Address, Cohort, EndpointSpec, Locality, ServiceName, Version, WEIGHT_USUAL},
     snapshot::{Code, EndpointSnapshot, Mode, ServiceSnapshot, State},
 };
 
@@ -73,6 +75,11 @@ pub struct Assignment {
 }
 
 impl Assignment {
+    /// The parts of all endpoints of a tier together.
+    pub(crate) fn parts_of(&self, tier: u32) -> f64 {
+        self.endpoints.iter().filter(|e| e.priority == tier).map(|e| e.part() as f64).sum()
+    }
+
     /// The same, silent about those it does not name: for a client that may know more.
     #[must_use]
     pub fn as_additions(&self) -> Self {
@@ -97,6 +104,23 @@ pub struct Assigned {
     pub reasons: Vec<(Code, String)>,
     /// For `ring_hash`, whether its places on the ring are computed from its instance; otherwise from its address.
     pub is_keyed_by_instance: bool,
+}
+
+impl Assigned {
+    /// Its part of the calls of its tier, against that of others. Where nothing is known of any capacity all have the same.
+    pub fn part(&self) -> u64 {
+        u64::from(self.weight) * u64::from(self.capacity_milli.max(1))
+    }
+}
+
+/// Shares of calls over all clients that have no locality: of the best tier, before subsets are taken. They add up to 1.
+pub fn shares(service: &ServiceSnapshot) -> BTreeMap<Address, f64> {
+    let config = Arc::new(ServiceConfig { subset_size: 0, ..(*service.config).clone() });
+    let whole = ServiceSnapshot { config, ..service.clone() };
+    let list = assign(&whole, &Cohort { seed: 0, locality: Locality::unknown() });
+    let sum = list.parts_of(0);
+    let best = list.endpoints.into_iter().filter(|e| e.priority == 0 && e.weight > 0);
+    best.map(|e| (e.spec.address.clone(), e.part() as f64 / sum)).collect()
 }
 
 /// The list of a cohort.

@@ -44,7 +44,7 @@ use words::Words;
 const AWAY: Duration = Duration::from_secs(2);
 
 /// What an override would do, or did, to a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Effect {
     /// Which service.
     pub service: ServiceName,
@@ -58,6 +58,8 @@ pub struct Effect {
     pub endpoints: usize,
     /// Mode after.
     pub mode_after: Mode,
+    /// The service before and after.
+    pub services: [ServiceSnapshot; 2],
 }
 
 /// Everything the balancer knows.
@@ -256,6 +258,7 @@ impl Table {
             eligible_after: eligible(&after),
             endpoints: after.endpoints.iter().filter(|e| e.state != State::Pending).count(),
             mode_after: after.mode,
+            services: [before, after],
         })
     }
 

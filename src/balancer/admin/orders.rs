@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use lookaside_core::{
     event::{Action, Override, Scope},
     model::{ServiceName, Version, printable},
+    policy,
     snapshot::{Mode, Snapshot},
     table::Effect,
 };
@@ -126,17 +127,35 @@ fn say(action: Action, effect: &Effect, clients: usize, version: Option<Version>
         endpoints: count(effect.endpoints),
         mode_after: convert::mode(effect.mode_after).into(),
         clients: count(clients),
-        summary: summary(action, effect),
+        summary: summary(
+            action,
+            [effect.eligible_before, effect.eligible_after],
+            effect.mode_after,
+            others_factor(effect),
+        ),
         version: version.map(convert::version),
     }
 }
 
-/// The effect in words. Shares are those of equal weights.
-fn summary(action: Action, effect: &Effect) -> String {
-    let share = |endpoints: usize| 100.0 / endpoints as f64;
-    let (before, after) = (effect.eligible_before, effect.eligible_after);
+/// By how much the share of calls of each of the others changes, as a factor; `None` where no other has one before and after.
+fn others_factor(effect: &Effect) -> Option<f64> {
+    let [before, after] = effect.services.each_ref().map(policy::shares);
+    let mut others = before.iter().filter(|(address, _)| !effect.addresses.contains(address));
+    others.find_map(|(address, share)| Some(after.get(address)? / share))
+}
+
+/// The effect in words: how many are offered before and after, in which mode, and what becomes of the share of the others.
+fn summary(action: Action, [before, after]: [usize; 2], mode_after: Mode, others_factor: Option<f64>) -> String {
+    let others = others_factor.map(|factor| match (factor - 1.0) * 100.0 {
+        percent if percent >= 0.05 => format!("each of the others gets {percent:.1} % more calls"),
+        percent if percent <= -0.05 => format!("each of the others gets {:.1} % fewer calls", -percent),
+        _ => "each of the others gets as many calls as before".to_owned(),
+    });
     let change = match action {
-        Action::Weight(percent) => format!("weight becomes {percent} % of the configured one"),
+        Action::Weight(percent) => {
+            let others = others.map(|others| format!("; {others}")).unwrap_or_default();
+            format!("weight becomes {percent} % of the configured one{others}")
+        }
         Action::Drain | Action::Undrain | Action::Disable | Action::Enable if before == after => {
             "as many endpoints are offered as before".to_owned()
         }
@@ -147,11 +166,10 @@ fn summary(action: Action, effect: &Effect) -> String {
             format!("{after} endpoints are offered again")
         }
         Action::Drain | Action::Undrain | Action::Disable | Action::Enable => {
-            let verb = if after < before { "grows" } else { "shrinks" };
-            format!("share of the others {verb} from {:.1} % to {:.1} %", share(before), share(after))
+            others.unwrap_or_else(|| format!("{after} endpoints are offered, before it were {before}"))
         }
     };
-    match effect.mode_after {
+    match mode_after {
         Mode::Normal => change,
         Mode::Panic => format!("{change}; warning: PANIC, too few are usable and health is ignored"),
         Mode::LastGood => format!("{change}; warning: LAST_GOOD, the list is kept against the evidence"),
@@ -173,18 +191,17 @@ fn name(action: Action) -> &'static str {
 mod tests {
     use super::*;
 
-    fn effect(eligible_before: usize, eligible_after: usize, mode_after: Mode) -> Effect {
-        let service = ServiceName::parse("greeter").unwrap();
-        Effect { service, addresses: Vec::new(), eligible_before, eligible_after, endpoints: 6, mode_after }
-    }
-
     #[test]
     fn an_operator_is_told_what_an_order_costs_the_others() {
+        let told = |action, others_factor| summary(action, [6, 5], Mode::Normal, others_factor);
+        assert_eq!(told(Action::Drain, Some(1.2)), "each of the others gets 20.0 % more calls");
+        assert_eq!(told(Action::Undrain, Some(0.75)), "each of the others gets 25.0 % fewer calls");
+        assert_eq!(told(Action::Drain, None), "5 endpoints are offered, before it were 6");
         assert_eq!(
-            summary(Action::Drain, &effect(6, 5, Mode::Normal)),
-            "share of the others grows from 16.7 % to 20.0 %"
+            told(Action::Weight(50), Some(1.1)),
+            "weight becomes 50 % of the configured one; each of the others gets 10.0 % more calls"
         );
-        assert!(summary(Action::Drain, &effect(1, 0, Mode::Empty)).contains("EMPTY"));
-        assert!(summary(Action::Undrain, &effect(0, 1, Mode::Normal)).contains("offered again"));
+        assert!(summary(Action::Drain, [1, 0], Mode::Empty, None).contains("EMPTY"));
+        assert!(summary(Action::Undrain, [0, 1], Mode::Normal, None).contains("offered again"));
     }
 }

@@ -193,7 +193,7 @@ async fn an_order_says_what_it_does_and_does_it_unless_it_is_a_dry_run() {
     let dry = balancer.set(word.clone(), 0, true).await.unwrap();
     let effect = &dry.effects[0];
     assert_eq!((effect.eligible_before, effect.eligible_after, effect.clients), (2, 1, 1));
-    assert!(effect.version.is_none() && effect.summary.contains("50.0 % to 100.0 %"), "{}", effect.summary);
+    assert!(effect.version.is_none() && effect.summary.contains("gets 100.0 % more calls"), "{}", effect.summary);
     let snapshot = || Arc::clone(&balancer.driver.snapshots().borrow());
     assert_eq!(snapshot().services[&service("greeter")].offered().count(), 2);
     let done = balancer.set(word, 60_000, false).await.unwrap();

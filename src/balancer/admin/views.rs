@@ -3,9 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use lookaside_core::{
-    config::ServiceConfig,
-    model::{Address, Cohort, Locality, ServiceName, Timestamp},
-    policy::{self, Assigned},
+    model::{ServiceName, Timestamp},
+    policy,
     snapshot::{EndpointSnapshot, ServiceSnapshot, Snapshot, State},
 };
 use lookaside_proto::v1;
@@ -135,7 +134,7 @@ pub(super) fn endpoints(
     let services = snapshot.services.values().filter(|service| chosen.is_none_or(|name| *name == service.name));
     let mut details = Vec::new();
     for service in services {
-        let shares = shares(service);
+        let shares = policy::shares(service);
         let wanted = service.endpoints.iter().filter(|e| !excluded_only || !e.state.is_offered());
         details.extend(wanted.map(|endpoint| {
             let share = shares.get(&endpoint.spec.address).copied().unwrap_or(0.0);
@@ -170,18 +169,6 @@ fn detail(service: &ServiceSnapshot, endpoint: &EndpointSnapshot, share: f64, no
         sources: endpoint.sources.iter().map(ToString::to_string).collect(),
         overrides: endpoint.overrides.iter().map(convert::word).collect(),
     }
-}
-
-/// Shares of calls over all clients that have no locality: the best tier of the list, before subsets are taken.
-fn shares(service: &ServiceSnapshot) -> BTreeMap<Address, f64> {
-    let config = Arc::new(ServiceConfig { subset_size: 0, ..(*service.config).clone() });
-    let whole = ServiceSnapshot { config, ..service.clone() };
-    let list = policy::assign(&whole, &Cohort { seed: 0, locality: Locality::unknown() });
-    let best: Vec<_> = list.endpoints.iter().filter(|e| e.priority == 0 && e.weight > 0).collect();
-    // Nothing known of any is the same for all.
-    let wanted = |e: &Assigned| f64::from(e.weight) * f64::from(e.capacity_milli.max(1));
-    let sum: f64 = best.iter().map(|e| wanted(e)).sum();
-    best.into_iter().map(|e| (e.spec.address.clone(), wanted(e) / sum)).collect()
 }
 
 /// Clients of all services or one.

@@ -123,13 +123,13 @@ mod tests {
             endpoints: 6,
             mode_after: ListMode::Normal.into(),
             clients: 3,
-            summary: "share of the others grows from 16.7 % to 20.0 %".to_owned(),
+            summary: "each of the others gets 20.0 % more calls".to_owned(),
             version: Some(Version { epoch: 1, sequence: 2 }),
         };
         assert_eq!(
             table(vec![row("lb-0", &wire)]),
             "BALANCER  SERVICE  ENDPOINTS        ELIGIBLE     MODE    CLIENTS  EFFECT\n\
-             lb-0      greeter  10.0.1.11:50051  6 -> 5 of 6  NORMAL  3        share of the others grows from 16.7 % to 20.0 %"
+             lb-0      greeter  10.0.1.11:50051  6 -> 5 of 6  NORMAL  3        each of the others gets 20.0 % more calls"
         );
         let json = serde_json::to_value(effect("lb-0", &wire)).unwrap();
         assert_eq!(json["eligibleAfter"], 5);
