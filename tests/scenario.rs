@@ -288,8 +288,8 @@ impl Run {
         };
         let preview = self.table.preview(&word, self.now);
         if let (true, Ok(effect)) = (options.contains_key("preview"), preview) {
-            let (before, after) = (effect.eligible_before, effect.eligible_after);
-            writeln!(self.out, "{verb}: {before} -> {after} offered, {:?}", effect.mode_after).unwrap();
+            let [before, after] = effect.eligible();
+            writeln!(self.out, "{verb}: {before} -> {after} offered, {:?}", effect.after.mode).unwrap();
             return;
         }
         self.event(Event::OverrideSet { word });

@@ -396,7 +396,7 @@ impl Driver {
         }
         let snapshot = self.publisher.borrow();
         let shown = |effect: Effect| {
-            let version = snapshot.services.get(&effect.service).map_or(snapshot.version, |s| s.version);
+            let version = snapshot.services.get(&effect.after.name).map_or(snapshot.version, |s| s.version);
             (effect, version)
         };
         for Taken { effects, reply } in taken {

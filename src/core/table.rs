@@ -13,7 +13,7 @@ use crate::{
     kept::Kept,
     limits::SERVICES_MAX,
     model::{Address, ServiceName, SourceId, Timestamp, Version},
-    snapshot::{Mode, ServiceSnapshot, Snapshot, SourceSnapshot, State},
+    snapshot::{ServiceSnapshot, Snapshot, SourceSnapshot},
 };
 
 mod capacity;
@@ -44,22 +44,21 @@ use words::Words;
 const AWAY: Duration = Duration::from_secs(2);
 
 /// What an override would do, or did, to a service.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Effect {
-    /// Which service.
-    pub service: ServiceName,
     /// Endpoints it is about.
     pub addresses: Vec<Address>,
-    /// Offered before.
-    pub eligible_before: usize,
-    /// Offered after.
-    pub eligible_after: usize,
-    /// Known.
-    pub endpoints: usize,
-    /// Mode after.
-    pub mode_after: Mode,
-    /// The service before and after.
-    pub services: [ServiceSnapshot; 2],
+    /// The service without it.
+    pub before: ServiceSnapshot,
+    /// The service with it.
+    pub after: ServiceSnapshot,
+}
+
+impl Effect {
+    /// How many endpoints get calls before and after.
+    pub fn eligible(&self) -> [usize; 2] {
+        [&self.before, &self.after].map(|service| service.endpoints.iter().filter(|e| e.weight > 0).count())
+    }
 }
 
 /// Everything the balancer knows.
@@ -249,17 +248,7 @@ impl Table {
         words.hear(word.clone(), now)?;
         let version = self.published.version;
         let look = |words| view::view(service, &Light { words, sources: &self.sources, version, now });
-        let (before, after) = (look(held), look(Some(&words)));
-        let eligible = |service: &ServiceSnapshot| service.endpoints.iter().filter(|e| e.weight > 0).count();
-        Ok(Effect {
-            service: word.service.clone(),
-            addresses,
-            eligible_before: eligible(&before),
-            eligible_after: eligible(&after),
-            endpoints: after.endpoints.iter().filter(|e| e.state != State::Pending).count(),
-            mode_after: after.mode,
-            services: [before, after],
-        })
+        Ok(Effect { addresses, before: look(held), after: look(Some(&words)) })
     }
 
     /// All words that still hold, those that take others back too, to be kept on disk.

@@ -6,7 +6,7 @@ use lookaside_core::{
     event::{Action, Override, Scope},
     model::{ServiceName, Version, printable},
     policy,
-    snapshot::{Mode, Snapshot},
+    snapshot::{Mode, Snapshot, State},
     table::Effect,
 };
 use lookaside_proto::v1::{self, set_override_response};
@@ -78,7 +78,7 @@ async fn order(
         *clients.entry(view.service).or_default() += 1;
     }
     let say = |(effect, version): (Effect, _)| {
-        let clients = clients.get(&effect.service).copied().unwrap_or_default();
+        let clients = clients.get(&effect.after.name).copied().unwrap_or_default();
         say(action, &effect, clients, version)
     };
     Ok(v1::SetOverrideResponse { effects: effects.into_iter().map(say).collect() })
@@ -119,27 +119,23 @@ fn status(error: &driver::Error) -> Status {
 }
 
 fn say(action: Action, effect: &Effect, clients: usize, version: Option<Version>) -> set_override_response::Effect {
+    let (after, eligible) = (&effect.after, effect.eligible());
     set_override_response::Effect {
-        service: effect.service.to_string(),
+        service: after.name.to_string(),
         addresses: effect.addresses.iter().map(ToString::to_string).collect(),
-        eligible_before: count(effect.eligible_before),
-        eligible_after: count(effect.eligible_after),
-        endpoints: count(effect.endpoints),
-        mode_after: convert::mode(effect.mode_after).into(),
+        eligible_before: count(eligible[0]),
+        eligible_after: count(eligible[1]),
+        endpoints: count(after.endpoints.iter().filter(|e| e.state != State::Pending).count()),
+        mode_after: convert::mode(after.mode).into(),
         clients: count(clients),
-        summary: summary(
-            action,
-            [effect.eligible_before, effect.eligible_after],
-            effect.mode_after,
-            others_factor(effect),
-        ),
+        summary: summary(action, eligible, after.mode, others_factor(effect)),
         version: version.map(convert::version),
     }
 }
 
 /// By how much the share of calls of each of the others changes, as a factor; `None` where no other has one before and after.
 fn others_factor(effect: &Effect) -> Option<f64> {
-    let [before, after] = effect.services.each_ref().map(policy::shares);
+    let [before, after] = [&effect.before, &effect.after].map(policy::shares);
     let mut others = before.iter().filter(|(address, _)| !effect.addresses.contains(address));
     others.find_map(|(address, share)| Some(after.get(address)? / share))
 }

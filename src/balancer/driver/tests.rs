@@ -139,7 +139,8 @@ async fn an_order_answers_with_its_effect_and_the_version_that_shows_it() {
     let before = until(&handle, |s| endpoint(s, 2).is_some()).await;
     assert_ne!(endpoint(&before, 1).unwrap().state, State::Draining, "a preview changes nothing");
     let (effect, version) = handle.order(vec![drain(1)]).await.unwrap().remove(0);
-    assert_eq!((&effect, effect.addresses.as_slice()), (&preview, &[address(1)][..]));
+    assert_eq!((&effect.addresses, effect.eligible()), (&preview.addresses, preview.eligible()));
+    assert_eq!((effect.addresses.as_slice(), effect.eligible()), (&[address(1)][..], [0, 0]));
     let after = Arc::clone(&handle.snapshots().borrow());
     assert_eq!(endpoint(&after, 1).unwrap().state, State::Draining);
     assert_eq!(after.services[&service()].version, version);
