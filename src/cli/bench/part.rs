@@ -32,6 +32,9 @@ enum Part {
     Echo {
         #[arg(long)]
         count: usize,
+        /// Of this service: they say with every answer how loaded they are
+        #[arg(long)]
+        service: Option<String>,
     },
     /// A client process, through the SDK with a balancer, else through bare channels
     Calls {
@@ -75,8 +78,9 @@ pub(super) struct Ready {
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     match args.part {
-        Part::Echo { count } => {
-            output::json(&Ready { addresses: echo::serve(count).await.map_err(failure)? })?;
+        Part::Echo { count, service } => {
+            let addresses = echo::serve(count, service.as_deref()).await.map_err(failure)?;
+            output::json(&Ready { addresses })?;
             while next::<()>(&mut lines).await?.is_some() {}
         }
         Part::Calls { endpoints, service, balancer } => {

@@ -7,27 +7,44 @@ use futures_util::Stream;
 use futures_util::stream::Empty;
 use lookaside_proto::demo::echo_server::{Echo, EchoServer};
 use lookaside_proto::demo::{EchoRequest, EchoResponse, ExecutionsRequest, ExecutionsResponse, StreamRequest};
+use lookaside_sdk::Reporter;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Error;
+use crate::backend;
 
-/// Starts so many on loopback, which serve until dropped; their addresses.
+/// Starts so many on loopback, which serve until the process ends; their addresses. Those of a service say with every answer how
+/// loaded they are, and answer questions about it, as its backends do, but tell no balancer.
 ///
 /// # Errors
 /// When no port is free.
-pub async fn serve(count: usize) -> Result<Vec<String>, Error> {
+pub async fn serve(count: usize, service: Option<&str>) -> Result<Vec<String>, Error> {
     let mut addresses = Vec::with_capacity(count);
     for _ in 0..count {
         let io = |error| Error::Io { what: "cannot listen on 127.0.0.1".to_owned(), error };
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(io)?;
-        addresses.push(listener.local_addr().map_err(io)?.to_string());
+        let address = listener.local_addr().map_err(io)?.to_string();
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let reporter = match service {
+            Some(service) => {
+                let reporter = Reporter::builder(service).advertise(&address).measure_cpu(false);
+                Some(reporter.start().await.map_err(backend::Error::from)?)
+            }
+            None => None,
+        };
+        addresses.push(address);
         tokio::spawn(async move {
-            let server = Server::builder().add_service(EchoServer::new(AtOnce));
-            if let Err(error) = server.serve_with_incoming(incoming).await {
+            let served = match &reporter {
+                Some(reporter) => {
+                    let server = Server::builder().layer(reporter.layer()).add_service(reporter.probe_service());
+                    server.add_service(EchoServer::new(AtOnce)).serve_with_incoming(incoming).await
+                }
+                None => Server::builder().add_service(EchoServer::new(AtOnce)).serve_with_incoming(incoming).await,
+            };
+            if let Err(error) = served {
                 tracing::error!(%error, "an echo server ended");
             }
         });
