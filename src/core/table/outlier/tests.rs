@@ -33,6 +33,18 @@ fn table() -> Table {
     table
 }
 
+/// Ten clients have called each endpoint a thousand times in ten seconds, and all went well.
+fn table_of_thousands_of_good_calls() -> Table {
+    let mut table = table();
+    for ms in (1_000..11_000).step_by(100) {
+        for at in 0..ENDPOINTS {
+            let outcomes = Outcomes { ok: 10, ..Outcomes::default() };
+            tells_of(&mut table, ms / 100 % 10, at, outcomes, Timestamp(ms * 1_000));
+        }
+    }
+    table
+}
+
 fn tells(table: &mut Table, client: u64, at: u64, failed: u64, now: Timestamp) {
     tells_of(table, client, at, Outcomes { failed, ..Outcomes::default() }, now);
 }
@@ -93,13 +105,7 @@ fn an_accusation_is_late_by_half_a_second_and_never_lost() {
 
 #[test]
 fn one_that_was_called_a_thousand_times_before_it_failed_is_out_at_once() {
-    let mut table = table();
-    for ms in (1_000..11_000).step_by(100) {
-        for at in 0..ENDPOINTS {
-            let outcomes = Outcomes { ok: 10, ..Outcomes::default() };
-            tells_of(&mut table, ms / 100 % 10, at, outcomes, Timestamp(ms * 1_000));
-        }
-    }
+    let mut table = table_of_thousands_of_good_calls();
     let now = Timestamp(11_500_000);
     (0..8).for_each(|client| tells(&mut table, client, 3, 1, now));
     table.publish(now);
@@ -109,13 +115,7 @@ fn one_that_was_called_a_thousand_times_before_it_failed_is_out_at_once() {
 
 #[test]
 fn a_fault_of_all_is_nobodys_from_its_first_moment_on() {
-    let mut table = table();
-    for ms in (1_000..11_000).step_by(100) {
-        for at in 0..ENDPOINTS {
-            let outcomes = Outcomes { ok: 10, ..Outcomes::default() };
-            tells_of(&mut table, ms / 100 % 10, at, outcomes, Timestamp(ms * 1_000));
-        }
-    }
+    let mut table = table_of_thousands_of_good_calls();
     // Word for word, and a turn after each.
     for (word, (client, at)) in (0..8).flat_map(|client| (0..ENDPOINTS).map(move |at| (client, at))).enumerate() {
         let now = Timestamp(11_500_000 + word as u64 * 5_000);
