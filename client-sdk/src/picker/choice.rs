@@ -38,7 +38,8 @@ const LOADED_BEYOND: u64 = 3;
 const UNHEARD_PICKS: u64 = 16;
 /// Calls that an endpoint misses, at twice its share, before it gets one as drawn, whatever others say of themselves, and whether
 /// or not it is believed. Without, a client of two endpoints that happened to hear of the loaded one first takes that for usual,
-/// and finds the other late or, where it asks, hardly ever. With 16 in place of 64 the p99 where half of the endpoints are slow is 4 % longer.
+/// and finds the other late or, where it asks, hardly ever. With 16 in place of 64 the p99 where half of the endpoints are slow
+/// is 4 % longer.
 const FORGOTTEN_AFTER: u32 = 64;
 /// First calls that a newcomer is given by all clients together, about: one of each of thousands would bury it.
 const FIRST_CALLS: u64 = 4;
