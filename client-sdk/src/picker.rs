@@ -284,7 +284,9 @@ impl<T> Picker<T> {
         self.fleet.lane().finish();
         match class {
             Class::Ok | Class::Caller => self.fleet.went_well(now_us),
-            Class::Endpoint | Class::Deadline if !peer.breaker.is_aside() => self.fleet.went_ill(now_us),
+            Class::Endpoint | Class::Deadline if sent_us.is_some() && !peer.breaker.is_aside() => {
+                self.fleet.went_ill(now_us);
+            }
             Class::Endpoint | Class::Deadline | Class::Cancelled | Class::Overload => {}
         }
         match class {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
+    config::PolicyKind,
     model::{Address, Cohort, SourceId, Timestamp},
     policy::{Assigned, Assignment, assign},
     snapshot::{Code, EndpointSnapshot, Reason, ServiceSnapshot, SourceSnapshot, State},
@@ -300,9 +301,12 @@ fn share(own: &Assigned, list: &Assignment) -> String {
         0 => String::new(),
         tier => format!(" that tier {tier} gets"),
     };
-    let capacity = match own.capacity_milli {
-        0 => String::new(),
-        milli => format!(" times capacity {:.2}", f64::from(milli) / 1000.0),
+    let capacity = match list.policy {
+        PolicyKind::LeastLoad => {
+            format!(" times capacity {:.2}, configured and measured", f64::from(own.capacity_milli) / 1000.0)
+        }
+        PolicyKind::WeightedRoundRobin => ", capacity included".to_owned(),
+        PolicyKind::RoundRobin | PolicyKind::RingHash => String::new(),
     };
     format!("{percent:.1} % of the calls{tier}, by weight {}{capacity}", own.weight)
 }

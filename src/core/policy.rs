@@ -2,11 +2,11 @@
 //! order. Pure: the same snapshot and cohort give the same list, on every replica. Knows nothing of how the snapshot
 //! came about.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use crate::{
     ceiling,
-    config::{PolicyKind, ServiceConfig},
+    config::PolicyKind,
     hash::Hasher,
     limits::WEIGHT_MAX,
     model::{Address, Cohort, EndpointSpec, Locality, ServiceName, Version, WEIGHT_USUAL},
@@ -107,17 +107,15 @@ pub struct Assigned {
 }
 
 impl Assigned {
-    /// Its part of the calls of its tier, against that of others. Where nothing is known of any capacity all have the same.
+    /// Its part of the calls of its tier, against that of others.
     pub fn part(&self) -> u64 {
-        u64::from(self.weight) * u64::from(self.capacity_milli.max(1))
+        u64::from(self.weight) * u64::from(self.capacity_milli)
     }
 }
 
 /// Shares of calls over all clients that have no locality: of the best tier, before subsets are taken. They add up to 1.
 pub fn shares(service: &ServiceSnapshot) -> BTreeMap<Address, f64> {
-    let config = Arc::new(ServiceConfig { subset_size: 0, ..(*service.config).clone() });
-    let whole = ServiceSnapshot { config, ..service.clone() };
-    let list = assign(&whole, &Cohort { seed: 0, locality: Locality::unknown() });
+    let list = assign_of(service, &Cohort { seed: 0, locality: Locality::unknown() }, None);
     let sum = list.parts_of(0);
     let best = list.endpoints.into_iter().filter(|e| e.priority == 0 && e.weight > 0);
     best.map(|e| (e.spec.address.clone(), e.part() as f64 / sum)).collect()
@@ -125,6 +123,11 @@ pub fn shares(service: &ServiceSnapshot) -> BTreeMap<Address, f64> {
 
 /// The list of a cohort.
 pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
+    assign_of(service, cohort, service.config.subset())
+}
+
+/// The same with so many endpoints of each tier, or all.
+fn assign_of(service: &ServiceSnapshot, cohort: &Cohort, size: Option<usize>) -> Assignment {
     let tiers = Tiers::of(service, cohort);
     let keys = ring::Keys::of_service(service);
     let mut endpoints: Vec<Assigned> = Vec::with_capacity(service.endpoints.len());
@@ -133,7 +136,7 @@ pub fn assign(service: &ServiceSnapshot, cohort: &Cohort) -> Assignment {
         // Who helps out has a part of its weight.
         let part = |e: &EndpointSnapshot| u64::from(help(e).unwrap_or(1000).min(HELP_MILLI_MAX));
         let ceiling = ceiling::of(tier.iter().map(|e| (u64::from(e.spec.weight) * part(e), e.capacity_milli)));
-        let mut subset = subset::choose(tier, service.config.subset(), service.config.policy, cohort, help);
+        let mut subset = subset::choose(tier, size, service.config.policy, cohort, help);
         order::sort(service.config.policy, &mut subset.endpoints, cohort, ceiling);
         endpoints.extend(subset.endpoints.iter().map(|endpoint| Assigned {
             priority: priority as u32,

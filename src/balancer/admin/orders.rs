@@ -120,6 +120,11 @@ fn status(error: &driver::Error) -> Status {
 
 fn say(action: Action, effect: &Effect, clients: usize, version: Option<Version>) -> set_override_response::Effect {
     let (after, eligible) = (&effect.after, effect.eligible());
+    let mut others = Others::of(effect).words();
+    if after.config.locality.prefer_zone {
+        // In zones it depends on who calls from where.
+        others = others.map(|others| format!("of clients without a locality, {others}"));
+    }
     set_override_response::Effect {
         service: after.name.to_string(),
         addresses: effect.addresses.iter().map(ToString::to_string).collect(),
@@ -128,25 +133,59 @@ fn say(action: Action, effect: &Effect, clients: usize, version: Option<Version>
         endpoints: count(after.endpoints.iter().filter(|e| e.state != State::Pending).count()),
         mode_after: convert::mode(after.mode).into(),
         clients: count(clients),
-        summary: summary(action, eligible, after.mode, others_factor(effect)),
+        summary: summary(action, eligible, after.mode, others),
         version: version.map(convert::version),
     }
 }
 
-/// By how much the share of calls of each of the others changes, as a factor; `None` where no other has one before and after.
-fn others_factor(effect: &Effect) -> Option<f64> {
-    let [before, after] = [&effect.before, &effect.after].map(policy::shares);
-    let mut others = before.iter().filter(|(address, _)| !effect.addresses.contains(address));
-    others.find_map(|(address, share)| Some(after.get(address)? / share))
+/// What becomes of the calls of those that an order is not about.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Others {
+    /// The least and the most by which the share of one changes, as factors; `None` where none has calls before and after.
+    factors: Option<[f64; 2]>,
+    /// How many have a share that had none, and had one that have none.
+    begin: usize,
+    end: usize,
 }
 
-/// The effect in words: how many are offered before and after, in which mode, and what becomes of the share of the others.
-fn summary(action: Action, [before, after]: [usize; 2], mode_after: Mode, others_factor: Option<f64>) -> String {
-    let others = others_factor.map(|factor| match (factor - 1.0) * 100.0 {
-        percent if percent >= 0.05 => format!("each of the others gets {percent:.1} % more calls"),
-        percent if percent <= -0.05 => format!("each of the others gets {:.1} % fewer calls", -percent),
-        _ => "each of the others gets as many calls as before".to_owned(),
-    });
+impl Others {
+    fn of(effect: &Effect) -> Self {
+        let [before, after] = [&effect.before, &effect.after].map(|service| {
+            let mut shares = policy::shares(service);
+            shares.retain(|address, _| !effect.addresses.contains(address));
+            shares
+        });
+        let factors = before.iter().filter_map(|(address, share)| Some(after.get(address)? / share));
+        let factors: Vec<f64> = factors.collect();
+        let range = |first: f64| {
+            factors.iter().fold([first; 2], |[least, most], factor| [least.min(*factor), most.max(*factor)])
+        };
+        Self {
+            factors: factors.first().copied().map(range),
+            begin: after.len() - factors.len(),
+            end: before.len() - factors.len(),
+        }
+    }
+
+    /// In words; `None` if there is nothing to say.
+    fn words(self) -> Option<String> {
+        let factors = self.factors.map(|factors| match factors.map(|factor| (factor - 1.0) * 100.0) {
+            [least, most] if most - least >= 0.05 => {
+                format!("calls of the others change by {least:+.1} to {most:+.1} %")
+            }
+            [percent, _] if percent >= 0.05 => format!("each of the others gets {percent:.1} % more calls"),
+            [percent, _] if percent <= -0.05 => format!("each of the others gets {:.1} % fewer calls", -percent),
+            _ => "each of the others gets as many calls as before".to_owned(),
+        });
+        let begin = (self.begin > 0).then(|| format!("{} that got none get calls", self.begin));
+        let end = (self.end > 0).then(|| format!("{} that got calls get none", self.end));
+        let words: Vec<String> = factors.into_iter().chain(begin).chain(end).collect();
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+}
+
+/// The effect in words: how many are offered before and after, in which mode, and what becomes of the others.
+fn summary(action: Action, [before, after]: [usize; 2], mode_after: Mode, others: Option<String>) -> String {
     let change = match action {
         Action::Weight(percent) => {
             let others = others.map(|others| format!("; {others}")).unwrap_or_default();
@@ -189,12 +228,19 @@ mod tests {
 
     #[test]
     fn an_operator_is_told_what_an_order_costs_the_others() {
-        let told = |action, others_factor| summary(action, [6, 5], Mode::Normal, others_factor);
-        assert_eq!(told(Action::Drain, Some(1.2)), "each of the others gets 20.0 % more calls");
-        assert_eq!(told(Action::Undrain, Some(0.75)), "each of the others gets 25.0 % fewer calls");
-        assert_eq!(told(Action::Drain, None), "5 endpoints are offered, before it were 6");
+        let others = |least, most| Others { factors: Some([least, most]), begin: 0, end: 0 };
+        let told = |action, others: Others| summary(action, [6, 5], Mode::Normal, others.words());
+        assert_eq!(told(Action::Drain, others(1.2, 1.2)), "each of the others gets 20.0 % more calls");
+        assert_eq!(told(Action::Undrain, others(0.75, 0.75)), "each of the others gets 25.0 % fewer calls");
+        assert_eq!(told(Action::Drain, others(1.0, 1.333)), "calls of the others change by +0.0 to +33.3 %");
         assert_eq!(
-            told(Action::Weight(50), Some(1.1)),
+            told(Action::Drain, Others { begin: 4, ..others(0.5, 0.5) }),
+            "each of the others gets 50.0 % fewer calls, 4 that got none get calls"
+        );
+        let none = Others { factors: None, begin: 0, end: 0 };
+        assert_eq!(told(Action::Drain, none), "5 endpoints are offered, before it were 6");
+        assert_eq!(
+            told(Action::Weight(50), others(1.1, 1.1)),
             "weight becomes 50 % of the configured one; each of the others gets 10.0 % more calls"
         );
         assert!(summary(Action::Drain, [1, 0], Mode::Empty, None).contains("EMPTY"));

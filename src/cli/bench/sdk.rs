@@ -27,8 +27,8 @@ const SERVICE: &str = "bench";
 
 cpu_ratio is SDK over bare: processor time of the client process per call, of the system on its behalf included, median over
 rounds of each pair of rounds. Bare: one tonic Channel per endpoint, in turns. SDK: one connection per endpoint as well, a list
-from a balancer of its own, policy least_load. Servers answer at once, from other processes: those of the SDK with what they have
-in flight in every answer, as its backends do, those of bare channels without, unless --plain.")]
+from a balancer of its own, policy least_load. Servers answer at once, from other processes. Those of the SDK say in every answer
+what they have in flight, as its backends do (not with --plain); those of bare channels never do.")]
 pub(super) struct Args {
     /// Endpoints, and so connections of each side
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=200))]

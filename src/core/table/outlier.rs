@@ -47,6 +47,10 @@ const STEP_TIME: Duration = Duration::from_secs(3);
 /// is an accusation, and would otherwise be a turn of the table.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// Voices that are left out in turn where it is asked what is usual. All together raise the shares by no more than there is, so that
+/// nobody else makes a ninth of it.
+const LOUDEST: usize = 8;
+
 /// Of fewer calls than these a share of failures says nothing of what an endpoint gets done.
 const SHARE_CALLS_MIN: u32 = 20;
 
@@ -283,7 +287,7 @@ impl Service {
         accused.sort_by(|(a, at_a), (b, at_b)| {
             b.failed_permille_least.cmp(&a.failed_permille_least).then_with(|| at_a.cmp(at_b))
         });
-        let mut others = Others { now, words, shares: BTreeMap::new() };
+        let mut others = Others { now, words, told: BTreeMap::new() };
         let mut usual = |outlier: &Outlier, periods| others.failed_permille_median(self, outlier, periods);
         // One whose calls fail as those of the others do has no fault of its own.
         accused.retain(|(agreed, address)| {
@@ -318,28 +322,72 @@ fn seen(agreed: &Agreement) -> String {
     }
 }
 
-/// Shares of failed calls of all endpoints that are called, sorted, by how many of the newest periods they are of: where all begin
-/// to fail together, whoever is heard of most is compared with what the others fail by now, not with how they were.
+/// What is usual: the shares of failed calls of all endpoints that are called, by how many of the newest periods they are of. Where
+/// all begin to fail together, whoever is heard of most is compared with what the others fail by now, not with how they were.
 struct Others<'a> {
     now: Timestamp,
     words: Option<&'a Words>,
-    shares: BTreeMap<u64, Vec<u32>>,
+    told: BTreeMap<u64, Vec<Told>>,
+}
+
+/// Shares of failed calls, permille, sorted: as everybody tells them, or all but one voice.
+struct Told {
+    left_out: Option<u64>,
+    shares: Vec<u32>,
 }
 
 impl Others<'_> {
-    /// The median of all but one; 0 where there is no other.
+    /// The median of all but one, whichever single voice is left out; 0 where there is no other.
     fn failed_permille_median(&mut self, service: &Service, without: &Outlier, periods: u64) -> u32 {
-        let of = |outlier: &Outlier| outlier.voices.failed_permille_usual(self.now, periods);
-        let shares = self.shares.entry(periods).or_insert_with(|| {
-            let counting = service.endpoints.values().filter(|endpoint| counts(endpoint, self.words));
-            let mut shares: Vec<u32> = counting.filter_map(|endpoint| of(&endpoint.outlier)).collect();
-            shares.sort_unstable();
-            shares
-        });
-        let own = of(without).and_then(|own| shares.binary_search(&own).ok()).unwrap_or(usize::MAX);
-        let middle = shares.len().saturating_sub(1) / 2;
-        shares.get(if middle < own { middle } else { middle + 1 }).copied().unwrap_or(0)
+        let (now, words) = (self.now, self.words);
+        let told = self.told.entry(periods).or_insert_with(|| Told::all(service, words, now, periods));
+        let median = |told: &Told| {
+            let own = without.voices.failed_permille_usual(told.left_out, now, periods);
+            let own = own.and_then(|own| told.shares.binary_search(&own).ok()).unwrap_or(usize::MAX);
+            let middle = told.shares.len().saturating_sub(1) / 2;
+            told.shares.get(if middle < own { middle } else { middle + 1 }).copied().unwrap_or(0)
+        };
+        told.iter().map(median).min().unwrap_or(0)
     }
+}
+
+impl Told {
+    fn all(service: &Service, words: Option<&Words>, now: Timestamp, periods: u64) -> Vec<Self> {
+        let counting = service.endpoints.values().filter(|endpoint| counts(endpoint, words));
+        let voices: Vec<&Voices> = counting.map(|endpoint| &endpoint.outlier.voices).collect();
+        let of_all: Vec<Option<u32>> =
+            voices.iter().map(|voices| voices.failed_permille_usual(None, now, periods)).collect();
+        let mut told = vec![Self::sorted(None, of_all.iter().copied())];
+        for loud in loudest(&voices, now, periods) {
+            let of_rest = voices.iter().zip(&of_all).map(|(voices, of_all)| match voices.is_heard(loud) {
+                true => voices.failed_permille_usual(Some(loud), now, periods),
+                false => *of_all,
+            });
+            told.push(Self::sorted(Some(loud), of_rest));
+        }
+        // Who alone calls most of them is all that there is to go by.
+        let known = told[0].shares.len();
+        told.retain(|told| 2 * told.shares.len() >= known);
+        told
+    }
+
+    fn sorted(left_out: Option<u64>, shares: impl Iterator<Item = Option<u32>>) -> Self {
+        let mut shares: Vec<u32> = shares.flatten().collect();
+        shares.sort_unstable();
+        Self { left_out, shares }
+    }
+}
+
+/// Those voices that make the most of the shares of failures: whoever is to change what is usual changes those of half of the
+/// endpoints, and few can do that.
+fn loudest(voices: &[&Voices], now: Timestamp, periods: u64) -> impl Iterator<Item = u64> + use<> {
+    let mut raised: BTreeMap<u64, u64> = BTreeMap::new();
+    for (voice, permille) in voices.iter().flat_map(|voices| voices.accusers(now, periods)) {
+        *raised.entry(voice).or_default() += u64::from(permille);
+    }
+    let mut raised: Vec<(u64, u64)> = raised.into_iter().collect();
+    raised.sort_by_key(|(voice, permille)| (std::cmp::Reverse(*permille), *voice));
+    raised.into_iter().map(|(voice, _)| voice).take(LOUDEST)
 }
 
 /// Whether an endpoint is one of those that a service has: not one that leaves, or was taken out.

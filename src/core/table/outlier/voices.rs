@@ -232,18 +232,43 @@ impl Voices {
         self.benign_of(&self.told(now, PERIODS))
     }
 
-    /// The share of failures, permille, that no single voice can have made up: that in the newest periods, or that which half of
-    /// the voices told last, if it is more; `None` where nobody called. Clients that put an endpoint aside when it begins to fail
-    /// tell little of it from then on, and what they told before is old.
-    pub(super) fn failed_permille_usual(&self, now: Timestamp, periods: u64) -> Option<u32> {
-        let told = self.told(now, periods);
-        let mut last: Vec<u32> =
-            self.told_of(|told| told.last(now)).iter().map(|(_, last)| last.failed_permille()).collect();
+    /// The share of failures, permille, as those tell it who are not left out: of the newest periods, or that which more than half
+    /// of them told last, if it is more. Clients that put an endpoint aside when it begins to fail tell little of it from then on,
+    /// and what they told before is old. `None` where nothing is known of these periods: silence is no good word.
+    pub(super) fn failed_permille_usual(&self, left_out: Option<u64>, now: Timestamp, periods: u64) -> Option<u32> {
+        let counts = |told: Vec<(usize, Counts)>| {
+            told.into_iter()
+                .filter(|(at, _)| left_out.is_none_or(|voice| !self.speaks_in(voice, *at)))
+                .map(|(_, counts)| counts)
+        };
+        let mut last: Vec<u32> = counts(self.told_of(|told| told.last(now))).map(Counts::failed_permille).collect();
         last.sort_unstable();
-        let of_half = last.get(last.len().checked_sub(1)? / 2).copied();
-        // Who alone was heard of late, of several, may have made it up.
-        let is_sure = told.len() > 1 || last.len() == 1;
-        of_half.max(is_sure.then(|| self.benign_of(&told).failed_permille()))
+        let of_most = last.get(last.len().saturating_sub(1) / 2).copied().filter(|permille| *permille > 0);
+        let newest = counts(self.told(now, periods)).reduce(Counts::and).map(Counts::failed_permille);
+        of_most.max(newest)
+    }
+
+    /// Voices that told of failures in the newest periods, and by how much each alone raises the share of them, permille.
+    pub(super) fn accusers(&self, now: Timestamp, periods: u64) -> impl Iterator<Item = (u64, u32)> {
+        let told = self.told(now, periods);
+        let all = told.iter().fold(0, |all: u32, (_, counts)| all.saturating_add(counts.all()));
+        let failed = told.into_iter().filter(|(_, counts)| counts.failed > 0);
+        failed.map(move |(at, Counts { failed, .. })| {
+            (self.rows[at].voice, (u64::from(failed) * 1000 / u64::from(all)) as u32)
+        })
+    }
+
+    /// Whether anything that is held here may be of a voice.
+    pub(super) fn is_heard(&self, voice: u64) -> bool {
+        (0..self.rows.len()).any(|at| self.speaks_in(voice, at))
+    }
+
+    /// Whether what a row holds may be of a voice. Before it had a row of its own it may have spoken in a shared one; and
+    /// elsewhere a machine is a voice, whatever its clients call themselves where nobody else calls.
+    fn speaks_in(&self, voice: u64, at: usize) -> bool {
+        self.rows[at].voice == voice
+            || (self.rows[at].shared && at == Self::shared_row(voice))
+            || matches!(self.from, From::One(peer) if hash::number(peer.0) == voice)
     }
 
     fn benign_of(&self, told: &[(usize, Counts)]) -> Counts {
@@ -295,13 +320,11 @@ impl Voices {
         counts.filter(|(_, counts)| !counts.is_none()).collect()
     }
 
-    /// The sum without each voice in turn. Before it had a row of its own it may have spoken in a shared one, so that goes
-    /// with it.
+    /// The sum without each voice in turn.
     fn without_each<'a>(&'a self, told: &'a [(usize, Counts)]) -> impl Iterator<Item = Counts> + 'a {
         told.iter().map(move |(left_out, _)| {
-            let shared = Self::shared_row(self.rows[*left_out].voice);
-            let stays = |at: usize| at != *left_out && !(at == shared && self.rows[at].shared);
-            let rest = told.iter().filter(|(at, _)| stays(*at));
+            let voice = self.rows[*left_out].voice;
+            let rest = told.iter().filter(|(at, _)| !self.speaks_in(voice, *at));
             rest.fold(Counts::default(), |sum, (_, counts)| sum.and(*counts))
         })
     }
