@@ -303,7 +303,7 @@ fn share(own: &Assigned, list: &Assignment) -> String {
     };
     let capacity = match list.policy {
         PolicyKind::LeastLoad => {
-            format!(" times capacity {:.2}, configured and measured", f64::from(own.capacity_milli) / 1000.0)
+            format!(" times capacity {:.2}, as clients are told", f64::from(own.capacity_milli) / 1000.0)
         }
         PolicyKind::WeightedRoundRobin => ", capacity included".to_owned(),
         PolicyKind::RoundRobin | PolicyKind::RingHash => String::new(),

@@ -47,8 +47,8 @@ const STEP_TIME: Duration = Duration::from_secs(3);
 /// is an accusation, and would otherwise be a turn of the table.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Voices that are left out in turn where it is asked what is usual. All together raise the shares by no more than there is, so that
-/// nobody else makes a ninth of it.
+/// Voices that are left out in turn where it is asked what is usual: those that raise the shares of failures most. Whoever is to
+/// change the median raises half of them, and few can do that at once.
 const LOUDEST: usize = 8;
 
 /// Of fewer calls than these a share of failures says nothing of what an endpoint gets done.
@@ -287,8 +287,8 @@ impl Service {
         accused.sort_by(|(a, at_a), (b, at_b)| {
             b.failed_permille_least.cmp(&a.failed_permille_least).then_with(|| at_a.cmp(at_b))
         });
-        let mut others = Others { now, words, told: BTreeMap::new() };
-        let mut usual = |outlier: &Outlier, periods| others.failed_permille_median(self, outlier, periods);
+        let mut others = Others::of(self, words, now);
+        let mut usual = |outlier: &Outlier, periods| others.failed_permille_median(outlier, periods);
         // One whose calls fail as those of the others do has no fault of its own.
         accused.retain(|(agreed, address)| {
             let usual = self.endpoints.get(address).map_or(0, |endpoint| usual(&endpoint.outlier, agreed.periods));
@@ -325,9 +325,11 @@ fn seen(agreed: &Agreement) -> String {
 /// What is usual: the shares of failed calls of all endpoints that are called, by how many of the newest periods they are of. Where
 /// all begin to fail together, whoever is heard of most is compared with what the others fail by now, not with how they were.
 struct Others<'a> {
+    service: &'a Service,
     now: Timestamp,
     words: Option<&'a Words>,
-    told: BTreeMap<u64, Vec<Told>>,
+    by_all: BTreeMap<u64, Told>,
+    by_rest: BTreeMap<u64, Vec<Told>>,
 }
 
 /// Shares of failed calls, permille, sorted: as everybody tells them, or all but one voice.
@@ -336,39 +338,50 @@ struct Told {
     shares: Vec<u32>,
 }
 
-impl Others<'_> {
+impl<'a> Others<'a> {
+    fn of(service: &'a Service, words: Option<&'a Words>, now: Timestamp) -> Self {
+        Self { service, now, words, by_all: BTreeMap::new(), by_rest: BTreeMap::new() }
+    }
+
     /// The median of all but one, whichever single voice is left out; 0 where there is no other.
-    fn failed_permille_median(&mut self, service: &Service, without: &Outlier, periods: u64) -> u32 {
-        let (now, words) = (self.now, self.words);
-        let told = self.told.entry(periods).or_insert_with(|| Told::all(service, words, now, periods));
+    fn failed_permille_median(&mut self, without: &Outlier, periods: u64) -> u32 {
+        let (service, words, now) = (self.service, self.words, self.now);
         let median = |told: &Told| {
             let own = without.voices.failed_permille_usual(told.left_out, now, periods);
-            let own = own.and_then(|own| told.shares.binary_search(&own).ok()).unwrap_or(usize::MAX);
-            let middle = told.shares.len().saturating_sub(1) / 2;
-            told.shares.get(if middle < own { middle } else { middle + 1 }).copied().unwrap_or(0)
+            told.median_without(own)
         };
-        told.iter().map(median).min().unwrap_or(0)
+        let all = self.by_all.entry(periods).or_insert_with(|| Told::by_all(service, words, now, periods));
+        match median(all) {
+            // Nobody left out makes it less.
+            0 => 0,
+            by_all => {
+                let rest = self.by_rest.entry(periods);
+                let rest = rest.or_insert_with(|| Told::by_rest(service, words, now, periods, all.shares.len()));
+                rest.iter().map(median).fold(by_all, u32::min)
+            }
+        }
     }
 }
 
 impl Told {
-    fn all(service: &Service, words: Option<&Words>, now: Timestamp, periods: u64) -> Vec<Self> {
-        let counting = service.endpoints.values().filter(|endpoint| counts(endpoint, words));
-        let voices: Vec<&Voices> = counting.map(|endpoint| &endpoint.outlier.voices).collect();
-        let of_all: Vec<Option<u32>> =
-            voices.iter().map(|voices| voices.failed_permille_usual(None, now, periods)).collect();
-        let mut told = vec![Self::sorted(None, of_all.iter().copied())];
-        for loud in loudest(&voices, now, periods) {
-            let of_rest = voices.iter().zip(&of_all).map(|(voices, of_all)| match voices.is_heard(loud) {
-                true => voices.failed_permille_usual(Some(loud), now, periods),
-                false => *of_all,
-            });
-            told.push(Self::sorted(Some(loud), of_rest));
+    fn by_all(service: &Service, words: Option<&Words>, now: Timestamp, periods: u64) -> Self {
+        Self::sorted(None, voices(service, words).map(|voices| voices.failed_permille_usual(None, now, periods)))
+    }
+
+    /// Without each of those voices in turn that make the most of the shares, if what is left is of most of the endpoints of which
+    /// anything is known: a voice that alone is heard of most of them is all that there is to go by.
+    fn by_rest(service: &Service, words: Option<&Words>, now: Timestamp, periods: u64, known: usize) -> Vec<Self> {
+        let mut raised: BTreeMap<u64, u64> = BTreeMap::new();
+        for (voice, permille) in voices(service, words).flat_map(|voices| voices.accusers(now, periods)) {
+            *raised.entry(voice).or_default() += u64::from(permille);
         }
-        // Who alone calls most of them is all that there is to go by.
-        let known = told[0].shares.len();
-        told.retain(|told| 2 * told.shares.len() >= known);
-        told
+        let mut loudest: Vec<(u64, u64)> = raised.into_iter().collect();
+        loudest.sort_by_key(|(voice, permille)| (std::cmp::Reverse(*permille), *voice));
+        let rest = loudest.into_iter().take(LOUDEST).map(|(voice, _)| {
+            let shares = voices(service, words).map(|voices| voices.failed_permille_usual(Some(voice), now, periods));
+            Self::sorted(Some(voice), shares)
+        });
+        rest.filter(|rest| 2 * rest.shares.len() > known).collect()
     }
 
     fn sorted(left_out: Option<u64>, shares: impl Iterator<Item = Option<u32>>) -> Self {
@@ -376,18 +389,17 @@ impl Told {
         shares.sort_unstable();
         Self { left_out, shares }
     }
+
+    fn median_without(&self, own: Option<u32>) -> u32 {
+        let own = own.and_then(|own| self.shares.binary_search(&own).ok()).unwrap_or(usize::MAX);
+        let middle = self.shares.len().saturating_sub(1) / 2;
+        self.shares.get(if middle < own { middle } else { middle + 1 }).copied().unwrap_or(0)
+    }
 }
 
-/// Those voices that make the most of the shares of failures: whoever is to change what is usual changes those of half of the
-/// endpoints, and few can do that.
-fn loudest(voices: &[&Voices], now: Timestamp, periods: u64) -> impl Iterator<Item = u64> + use<> {
-    let mut raised: BTreeMap<u64, u64> = BTreeMap::new();
-    for (voice, permille) in voices.iter().flat_map(|voices| voices.accusers(now, periods)) {
-        *raised.entry(voice).or_default() += u64::from(permille);
-    }
-    let mut raised: Vec<(u64, u64)> = raised.into_iter().collect();
-    raised.sort_by_key(|(voice, permille)| (std::cmp::Reverse(*permille), *voice));
-    raised.into_iter().map(|(voice, _)| voice).take(LOUDEST)
+/// What was told of each of those that count.
+fn voices<'a>(service: &'a Service, words: Option<&'a Words>) -> impl Iterator<Item = &'a Voices> {
+    service.endpoints.values().filter(move |endpoint| counts(endpoint, words)).map(|endpoint| &endpoint.outlier.voices)
 }
 
 /// Whether an endpoint is one of those that a service has: not one that leaves, or was taken out.

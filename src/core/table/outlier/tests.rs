@@ -272,3 +272,32 @@ fn where_clients_call_seldom_a_fault_of_all_is_nobodys_either() {
     table.publish(now);
     assert!(table.services[&name()].endpoints.values().all(|e| e.outlier.is_whole()));
 }
+
+#[test]
+fn where_two_endpoints_fail_neither_is_out_though_a_single_client_calls_one_of_them() {
+    let mut table = table();
+    for ms in (1_000..4_000).step_by(100) {
+        let now = Timestamp(ms * 1_000);
+        (0..3).for_each(|client| tells(&mut table, client, 0, 5, now));
+        tells(&mut table, 3, 1, 5, now);
+        table.publish(now);
+    }
+    assert!(table.services[&name()].endpoints.values().all(|e| e.outlier.is_whole()));
+}
+
+#[test]
+fn a_voice_without_rows_of_its_own_keeps_nobody_in() {
+    let mut table = table();
+    for second in 1..8 {
+        let now = Timestamp(second * 1_000_000);
+        // Each endpoint has heard of others first, so that other owners have the rows in which the liar speaks.
+        for (at, client) in (0..ENDPOINTS).flat_map(|at| (0..39).map(move |client| (at, (client + 4 * at) % 39))) {
+            let outcomes =
+                Outcomes { ok: u64::from(at > 0) * 20, failed: u64::from(at == 0) * 20, ..Outcomes::default() };
+            tells_of(&mut table, client, at, outcomes, now);
+        }
+        (1..ENDPOINTS).for_each(|at| tells(&mut table, 99, at, 1_000_000, now));
+        table.publish(now);
+    }
+    assert!(table.services[&name()].endpoints[&address(0)].outlier.ejections > 0);
+}

@@ -248,19 +248,17 @@ impl Voices {
         of_most.max(newest)
     }
 
-    /// Voices that told of failures in the newest periods, and by how much each alone raises the share of them, permille.
+    /// Voices that told of failures in the newest periods, and by how much each alone raises the share of them, permille. Those
+    /// that share a row go by its place, which is the same at every endpoint.
     pub(super) fn accusers(&self, now: Timestamp, periods: u64) -> impl Iterator<Item = (u64, u32)> {
         let told = self.told(now, periods);
         let all = told.iter().fold(0, |all: u32, (_, counts)| all.saturating_add(counts.all()));
         let failed = told.into_iter().filter(|(_, counts)| counts.failed > 0);
-        failed.map(move |(at, Counts { failed, .. })| {
-            (self.rows[at].voice, (u64::from(failed) * 1000 / u64::from(all)) as u32)
+        failed.flat_map(move |(at, Counts { failed, .. })| {
+            let row = &self.rows[at];
+            let permille = (u64::from(failed) * 1000 / u64::from(all)) as u32;
+            std::iter::once(row.voice).chain(row.shared.then_some(at as u64)).map(move |voice| (voice, permille))
         })
-    }
-
-    /// Whether anything that is held here may be of a voice.
-    pub(super) fn is_heard(&self, voice: u64) -> bool {
-        (0..self.rows.len()).any(|at| self.speaks_in(voice, at))
     }
 
     /// Whether what a row holds may be of a voice. Before it had a row of its own it may have spoken in a shared one; and
