@@ -490,5 +490,9 @@ mod tests {
         ] {
             assert!(refused(yaml).contains(words), "{yaml}: {}", refused(yaml));
         }
+        let two = "name: x\nendpoints: [{ count: 2 }, { count: 2 }]\nclients: { count: 1 }\nload: 1\n";
+        Scenario::parse(two).expect("names matter where somebody is named");
+        let named = Scenario::parse(&format!("{two}faults: [{{ kind: pause, endpoints: {{ group: all }} }}]"));
+        assert!(named.unwrap_err().to_string().contains("2 groups are called `all`; give each a name"));
     }
 }

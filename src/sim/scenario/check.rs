@@ -144,6 +144,11 @@ impl Scenario {
             let reason = format!("no group is called `{}`; there are {}", which.group, names.join(", "));
             return Err(value(&format!("{key}.group"), reason));
         };
+        let named = self.endpoints.iter().filter(|group| group.name == which.group).count();
+        if named > 1 {
+            let reason = format!("{named} groups are called `{}`; give each a name", which.group);
+            return Err(value(&format!("{key}.group"), reason));
+        }
         let (name, all) = (&group.name, group.count);
         if which.first >= all {
             let reason = format!("there are no such endpoints: group `{name}` has {all}, the first of them is 0");
