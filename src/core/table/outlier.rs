@@ -13,8 +13,10 @@ use crate::{
     model::{Address, Timestamp},
 };
 
+mod usual;
 mod voices;
 
+use usual::Usual;
 use voices::{Agreement, Counts, PERIODS, Voices};
 
 /// The share of failed calls that is too much of an endpoint, permille, and how many times that of the others it is.
@@ -46,10 +48,6 @@ const STEP_TIME: Duration = Duration::from_secs(3);
 /// An endpoint is looked at anew so long after the last time at the earliest. Where everything fails, every word of every client
 /// is an accusation, and would otherwise be a turn of the table.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// Voices that are left out in turn where it is asked what is usual: those that raise the shares of failures most. Whoever is to
-/// change the median raises half of them, and few can do that at once.
-const LOUDEST: usize = 8;
 
 /// Of fewer calls than these a share of failures says nothing of what an endpoint gets done.
 const SHARE_CALLS_MIN: u32 = 20;
@@ -287,8 +285,9 @@ impl Service {
         accused.sort_by(|(a, at_a), (b, at_b)| {
             b.failed_permille_least.cmp(&a.failed_permille_least).then_with(|| at_a.cmp(at_b))
         });
-        let mut others = Others::of(self, words, now);
-        let mut usual = |outlier: &Outlier, periods| others.failed_permille_median(outlier, periods);
+        let others = self.endpoints.values().filter(|endpoint| counts(endpoint, words));
+        let mut known = Usual::of(others.map(|endpoint| &endpoint.outlier.voices), now);
+        let mut usual = |outlier: &Outlier, periods| known.failed_permille(&outlier.voices, periods);
         // One whose calls fail as those of the others do has no fault of its own.
         accused.retain(|(agreed, address)| {
             let usual = self.endpoints.get(address).map_or(0, |endpoint| usual(&endpoint.outlier, agreed.periods));
@@ -320,86 +319,6 @@ fn seen(agreed: &Agreement) -> String {
         1 => format!("{failed} of {calls} calls failed, seen by its only client"),
         voices => format!("{failed} of {calls} calls failed, seen by {} of {voices} clients", agreed.accusers),
     }
-}
-
-/// What is usual: the shares of failed calls of all endpoints that are called, by how many of the newest periods they are of. Where
-/// all begin to fail together, whoever is heard of most is compared with what the others fail by now, not with how they were.
-struct Others<'a> {
-    service: &'a Service,
-    now: Timestamp,
-    words: Option<&'a Words>,
-    by_all: BTreeMap<u64, Told>,
-    by_rest: BTreeMap<u64, Vec<Told>>,
-}
-
-/// Shares of failed calls, permille, sorted: as everybody tells them, or all but one voice.
-struct Told {
-    left_out: Option<u64>,
-    shares: Vec<u32>,
-}
-
-impl<'a> Others<'a> {
-    fn of(service: &'a Service, words: Option<&'a Words>, now: Timestamp) -> Self {
-        Self { service, now, words, by_all: BTreeMap::new(), by_rest: BTreeMap::new() }
-    }
-
-    /// The median of all but one, whichever single voice is left out; 0 where there is no other.
-    fn failed_permille_median(&mut self, without: &Outlier, periods: u64) -> u32 {
-        let (service, words, now) = (self.service, self.words, self.now);
-        let median = |told: &Told| {
-            let own = without.voices.failed_permille_usual(told.left_out, now, periods);
-            told.median_without(own)
-        };
-        let all = self.by_all.entry(periods).or_insert_with(|| Told::by_all(service, words, now, periods));
-        match median(all) {
-            // Nobody left out makes it less.
-            0 => 0,
-            by_all => {
-                let rest = self.by_rest.entry(periods);
-                let rest = rest.or_insert_with(|| Told::by_rest(service, words, now, periods, all.shares.len()));
-                rest.iter().map(median).fold(by_all, u32::min)
-            }
-        }
-    }
-}
-
-impl Told {
-    fn by_all(service: &Service, words: Option<&Words>, now: Timestamp, periods: u64) -> Self {
-        Self::sorted(None, voices(service, words).map(|voices| voices.failed_permille_usual(None, now, periods)))
-    }
-
-    /// Without each of those voices in turn that make the most of the shares, if what is left is of most of the endpoints of which
-    /// anything is known: a voice that alone is heard of most of them is all that there is to go by.
-    fn by_rest(service: &Service, words: Option<&Words>, now: Timestamp, periods: u64, known: usize) -> Vec<Self> {
-        let mut raised: BTreeMap<u64, u64> = BTreeMap::new();
-        for (voice, permille) in voices(service, words).flat_map(|voices| voices.accusers(now, periods)) {
-            *raised.entry(voice).or_default() += u64::from(permille);
-        }
-        let mut loudest: Vec<(u64, u64)> = raised.into_iter().collect();
-        loudest.sort_by_key(|(voice, permille)| (std::cmp::Reverse(*permille), *voice));
-        let rest = loudest.into_iter().take(LOUDEST).map(|(voice, _)| {
-            let shares = voices(service, words).map(|voices| voices.failed_permille_usual(Some(voice), now, periods));
-            Self::sorted(Some(voice), shares)
-        });
-        rest.filter(|rest| 2 * rest.shares.len() > known).collect()
-    }
-
-    fn sorted(left_out: Option<u64>, shares: impl Iterator<Item = Option<u32>>) -> Self {
-        let mut shares: Vec<u32> = shares.flatten().collect();
-        shares.sort_unstable();
-        Self { left_out, shares }
-    }
-
-    fn median_without(&self, own: Option<u32>) -> u32 {
-        let own = own.and_then(|own| self.shares.binary_search(&own).ok()).unwrap_or(usize::MAX);
-        let middle = self.shares.len().saturating_sub(1) / 2;
-        self.shares.get(if middle < own { middle } else { middle + 1 }).copied().unwrap_or(0)
-    }
-}
-
-/// What was told of each of those that count.
-fn voices<'a>(service: &'a Service, words: Option<&'a Words>) -> impl Iterator<Item = &'a Voices> {
-    service.endpoints.values().filter(move |endpoint| counts(endpoint, words)).map(|endpoint| &endpoint.outlier.voices)
 }
 
 /// Whether an endpoint is one of those that a service has: not one that leaves, or was taken out.
