@@ -50,19 +50,24 @@ pub(crate) fn driver_restored(kept: Kept, defaults: ServiceConfig, stop: &Cancel
 
 /// Lists endpoints for a service, all of which pass their first check.
 pub(crate) async fn list(driver: &Handle, name: &str, addresses: &[&str]) {
-    let endpoints: Vec<_> = addresses.iter().map(|text| EndpointSpec::at(address(text))).collect();
+    list_specs(driver, name, addresses.iter().map(|text| EndpointSpec::at(address(text))).collect()).await;
+}
+
+/// The same, of which more is known than the address.
+pub(crate) async fn list_specs(driver: &Handle, name: &str, endpoints: Vec<EndpointSpec>) {
+    let addresses: Vec<Address> = endpoints.iter().map(|endpoint| endpoint.address.clone()).collect();
     let source = SourceId::parse("file").unwrap();
     driver
         .ask(Event::EndpointsListed { source, service: service(name), endpoints, detail: String::new() })
         .await
         .unwrap();
-    for text in addresses {
-        let outcome = CheckOutcome::Passed;
-        driver.ask(Event::Checked { service: service(name), address: address(text), outcome }).await.unwrap();
+    for address in &addresses {
+        let (address, outcome) = (address.clone(), CheckOutcome::Passed);
+        driver.ask(Event::Checked { service: service(name), address, outcome }).await.unwrap();
     }
     until(driver, |snapshot| {
         let service = snapshot.services.get(&service(name));
-        service.is_some_and(|s| addresses.iter().all(|a| s.endpoint(&address(a)).is_some_and(|e| e.check.is_some())))
+        service.is_some_and(|s| addresses.iter().all(|a| s.endpoint(a).is_some_and(|e| e.check.is_some())))
     })
     .await;
 }

@@ -1,4 +1,4 @@
-use lookaside_core::model::Locality;
+use lookaside_core::model::{EndpointSpec, Locality};
 use lookaside_proto::v1::{
     EndpointState, ExplainRequest, GetStatusRequest, ListClientsRequest, ListEndpointsRequest, ListServicesRequest,
     Override, OverrideAction, ReasonCode, SetOverrideRequest, WatchDecisionsRequest, admin_server::Admin as _,
@@ -15,7 +15,7 @@ use crate::{
         clients::{Session, Who},
         cohorts::List,
     },
-    testing::{PATIENCE, driver, list, service, until},
+    testing::{PATIENCE, address, driver, list, list_specs, service, until},
 };
 
 struct Balancer {
@@ -201,9 +201,37 @@ async fn an_order_says_what_it_does_and_does_it_unless_it_is_a_dry_run() {
     let greeter = Arc::clone(&snapshot().services[&service("greeter")]);
     assert!(greeter.version.sequence >= shown.sequence);
     assert_eq!(greeter.offered().count(), 1);
-    let word = &greeter.endpoint(&crate::testing::address("10.0.0.1:1")).unwrap().overrides[0];
+    let word = &greeter.endpoint(&address("10.0.0.1:1")).unwrap().overrides[0];
     assert_eq!((word.reason.as_str(), word.replica.as_str()), ("upgrade", "lb-0"));
     assert_eq!(word.expires_at_unix_ms, word.set_at_unix_ms + 60_000);
+}
+
+#[tokio::test]
+async fn an_order_says_who_begins_and_who_ceases_to_get_calls() {
+    let balancer = balancer().await;
+    let endpoint = |text, zone, priority| {
+        let locality = Locality::parse(zone).unwrap();
+        EndpointSpec { locality, priority, ..EndpointSpec::at(address(text)) }
+    };
+    let endpoints = vec![
+        endpoint("10.1.0.1:1", "r/a", 0),
+        endpoint("10.1.0.2:1", "r/b", 0),
+        endpoint("10.1.0.3:1", "r/c", 1),
+        endpoint("10.1.0.4:1", "r/c", 1),
+    ];
+    list_specs(&balancer.driver, "tiers", endpoints).await;
+    let summary = async |word: Override, dry_run| {
+        let done = balancer.set(word, 0, dry_run).await.unwrap();
+        done.effects[0].summary.clone()
+    };
+    // Half of a tier is enough for the second to stand by; without any of it, it is called.
+    let first = drain("tiers", Scope::Locality("r/a".into()));
+    assert_eq!(summary(first, false).await, "each of the others gets 100.0 % more calls");
+    let second = drain("tiers", Scope::Locality("r/b".into()));
+    assert_eq!(summary(second.clone(), true).await, "2 that got none get calls");
+    summary(second.clone(), false).await;
+    let back = Override { action: OverrideAction::Undrain.into(), ..second };
+    assert_eq!(summary(back, true).await, "2 that got calls get none");
 }
 
 #[tokio::test]
