@@ -152,7 +152,8 @@ impl Others {
     fn of(effect: &Effect) -> Self {
         let [before, after] = [&effect.before, &effect.after].map(|service| {
             let mut shares = policy::shares(service);
-            shares.retain(|address, _| !effect.addresses.contains(address));
+            // They are in order: an order may be about thousands.
+            shares.retain(|address, _| effect.addresses.binary_search(address).is_err());
             shares
         });
         let factors = before.iter().filter_map(|(address, share)| Some(after.get(address)? / share));
@@ -189,7 +190,8 @@ fn summary(action: Action, [before, after]: [usize; 2], mode_after: Mode, others
     let change = match action {
         Action::Weight(percent) => {
             let others = others.map(|others| format!("; {others}")).unwrap_or_default();
-            format!("weight becomes {percent} % of the configured one{others}")
+            let nobody = if after == 0 && before > 0 { "; warning: nobody gets calls any more" } else { "" };
+            format!("weight becomes {percent} % of the configured one{others}{nobody}")
         }
         Action::Drain | Action::Undrain | Action::Disable | Action::Enable if before == after => {
             "as many endpoints are offered as before".to_owned()
@@ -243,6 +245,8 @@ mod tests {
             told(Action::Weight(50), others(1.1, 1.1)),
             "weight becomes 50 % of the configured one; each of the others gets 10.0 % more calls"
         );
+        let nobody = summary(Action::Weight(0), [6, 0], Mode::Normal, None);
+        assert_eq!(nobody, "weight becomes 0 % of the configured one; warning: nobody gets calls any more");
         assert!(summary(Action::Drain, [1, 0], Mode::Empty, None).contains("EMPTY"));
         assert!(summary(Action::Undrain, [0, 1], Mode::Normal, None).contains("offered again"));
     }

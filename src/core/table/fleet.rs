@@ -112,10 +112,14 @@ impl Service {
             // Nobody calls: it takes as long as it took.
             None => old.service_time_us,
         };
+        // It does not begin with a few who were heard of, nor with a few who say how full they are; nor end with their silence.
+        let offered = self.endpoints.values().filter(|e| e.may_be_offered()).count();
+        let is_most = |count: usize| count * 2 >= offered;
+        let fullness = if is_most(utilizations.len()) { new.utilization } else { 0.0 };
         new.is_overload = if old.is_overload {
             new.utilization > OVERLOAD_OVER_UTILIZATION || new.turned_away > OVERLOAD_OVER_SHARE
         } else {
-            new.utilization > OVERLOAD_UTILIZATION || new.turned_away > OVERLOAD_SHARE
+            is_most(endpoints.len()) && (fullness > OVERLOAD_UTILIZATION || new.turned_away > OVERLOAD_SHARE)
         };
         self.gauge = new;
     }

@@ -17,7 +17,7 @@ mod usual;
 mod voices;
 
 use usual::Usual;
-use voices::{Agreement, Counts, PERIODS, Voices};
+use voices::{Agreement, Counts, PERIODS, Voices, WINDOW};
 
 /// The share of failed calls that is too much of an endpoint, permille, and how many times that of the others it is.
 const FAILED_PERMILLE_MIN: u32 = 200;
@@ -32,7 +32,7 @@ const OUT_PERCENT: usize = 10;
 /// Of all endpoints, those that have their whole share after an ejection, percent: it is never what leads to a panic.
 const WHOLE_PERCENT_MIN: usize = 50;
 
-/// The time out; it doubles with every further ejection, and is forgotten after as long again without one.
+/// The time out; it doubles with every further ejection, and is forgotten after as long again, and a window, without one.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 
@@ -63,6 +63,8 @@ pub(super) struct Outlier {
     standing: Standing,
     /// Ejections in a row.
     ejections: u32,
+    /// Voices that are believed on its way back, when it is called by few and seldom: one if it took it out alone, else two.
+    voices_min: usize,
     /// Since when it has had its whole share again.
     whole_since: Timestamp,
     /// What was seen, in words.
@@ -101,10 +103,14 @@ impl Outlier {
         self.voices.add(client, counts, now);
         // What is evident without one of them is never more than what all of them told, which is quickly looked at.
         if counts.failed > 0 && !self.accused && self.voices.failed_permille_most(now) > FAILED_PERMILLE_MIN {
-            let agreed = self.voices.agree(now);
+            let agreed = self.agreed(now);
             self.accused = agreed.is_some_and(|agreed| agreed.failed_permille_least > FAILED_PERMILLE_MIN);
         }
         self.is_up(now) || self.may_step(0, now)
+    }
+
+    fn agreed(&self, now: Timestamp) -> Option<Agreement> {
+        self.voices.agree(if self.is_returning() { self.voices_min } else { 0 }, now)
     }
 
     /// Whether it is time to look at what speaks against it.
@@ -114,8 +120,8 @@ impl Outlier {
 
     /// The share of its calls that fail, whichever single voice is left out; `None` where too few were told of.
     pub(super) fn failed_share(&self, now: Timestamp) -> Option<f64> {
-        let told = self.voices.benign(now);
-        (told.all() >= SHARE_CALLS_MIN).then(|| f64::from(told.failed_permille()) / 1e3)
+        let (_, calls) = self.voices.lately(now);
+        (calls >= SHARE_CALLS_MIN).then(|| f64::from(self.voices.benign(now).failed_permille()) / 1e3)
     }
 
     /// Whether it gets no calls.
@@ -176,13 +182,15 @@ impl Outlier {
         }
     }
 
-    fn eject(&mut self, kept: Option<Kept>, seen: String, now: Timestamp) {
-        if now.since(self.whole_since) >= pause(self.ejections) && self.is_whole() {
+    fn eject(&mut self, kept: Option<Kept>, agreed: &Agreement, now: Timestamp) {
+        // One or two voices may take a window to say that it is no better than before.
+        if now.since(self.whole_since) >= pause(self.ejections).saturating_add(WINDOW) && self.is_whole() {
             self.ejections = 0;
         }
         self.ejections = self.ejections.saturating_add(1);
         self.standing = Standing::Out { until: now.after(pause(self.ejections)), kept };
-        self.seen = seen;
+        self.seen = seen(agreed);
+        self.voices_min = agreed.voices.min(2);
         self.voices = Voices::default();
     }
 
@@ -219,11 +227,15 @@ impl Outlier {
     /// No single voice keeps it out: what one alone saw fail does not count.
     fn may_step(&self, usual: u32, now: Timestamp) -> bool {
         let Standing::Returning { since, .. } = self.standing else { return false };
-        let (told, benign) = (self.voices.sum(now), self.voices.benign(now));
+        let (voices, calls) = self.voices.lately(now);
+        if voices > 0 && voices < self.voices_min {
+            return now.since(since) >= STEP_TIME;
+        }
+        let benign = self.voices.benign(now);
         // Not the one without a fault is looked for, but the one that is like others.
         let is_like_others = benign.failed_permille() < FAILED_PERMILLE_MIN
             || benign.failed_permille() <= usual.saturating_mul(FAILED_TIMES_OTHERS);
-        (told.all() >= STEP_CALLS && is_like_others) || (benign.failed == 0 && now.since(since) >= STEP_TIME)
+        (calls >= STEP_CALLS && is_like_others) || (benign.failed == 0 && now.since(since) >= STEP_TIME)
     }
 
     /// When time alone may change something.
@@ -270,10 +282,12 @@ impl Service {
             }
             outlier.accused = false;
             outlier.look_at = now.after(LOOK);
+            let endpoint = &*endpoint;
             if endpoint.may_be_offered()
+                && counts(endpoint, words)
                 // Whose checks fail is judged by these, and by what clients say beside them.
                 && endpoint.health.failed_checks() == 0
-                && let Some(agreed) = endpoint.outlier.voices.agree(now)
+                && let Some(agreed) = endpoint.outlier.agreed(now)
                 && agreed.failed_permille_least > FAILED_PERMILLE_MIN
             {
                 accused.push((agreed, endpoint.spec.address.clone()));
@@ -301,7 +315,7 @@ impl Service {
             if let Some(endpoint) = self.endpoints.get_mut(&address)
                 && let Some(kept) = room.take(endpoint)
             {
-                endpoint.outlier.eject(kept, seen(&agreed), now);
+                endpoint.outlier.eject(kept, &agreed, now);
             }
         }
         for (address, usual) in returning {
@@ -351,7 +365,8 @@ impl Room {
             }
             // Of one that is out already, the others do not show yet that they have its calls; soon its reports do.
             let tier = room.tiers.entry(endpoint.spec.priority).or_insert(Some((0, 0)));
-            let utilization = endpoint.load.utilization_permille().map(u64::from);
+            // Who says that it does more than it can does all it can.
+            let utilization = endpoint.load.utilization_permille().map(|permille| u64::from(permille.min(1000)));
             *tier = tier.zip(utilization).map(|((work, capacity), utilization)| {
                 (work + utilization * endpoint.capacity_milli(), capacity + borne_milli(endpoint))
             });

@@ -103,18 +103,18 @@ impl<'a> Face<'a> {
     }
 
     fn snapshot(self, service: &Service, stance: &Stance, light: &Light<'_>) -> EndpointSnapshot {
-        let (endpoint, mode) = (self.endpoint, stance.mode);
+        let endpoint = self.endpoint;
         let restored = stance.restores && self.state == State::Excluded && is_counted(endpoint, service);
         let state = if restored { State::Restored } else { self.state };
         let share = endpoint.slow_start_permille(service.config.slow_start, light.now);
         let percent = self.words.weight_percent.as_ref().map_or(100, |(percent, _)| *percent);
         // In a panic everybody is needed as a whole.
-        let kept = if restored { 1000 } else { endpoint.outlier.share_permille() };
+        let kept = if stance.restores { 1000 } else { endpoint.outlier.share_permille() };
         let weight = if state.is_offered() { weight(endpoint, percent, share * kept / 1000) } else { 0 };
         EndpointSnapshot {
             spec: endpoint.spec.clone(),
             state,
-            reasons: reasons(endpoint, &self.words, service, mode, state, share, light),
+            reasons: reasons(endpoint, &self.words, service, stance, state, share, light),
             weight,
             capacity_milli: service.capacity_milli(endpoint),
             load_permille: endpoint.load.published_permille(),
@@ -256,7 +256,7 @@ fn reasons(
     endpoint: &Endpoint,
     words: &Effective,
     service: &Service,
-    mode: Mode,
+    stance: &Stance,
     state: State,
     share_permille: u64,
     light: &Light<'_>,
@@ -286,7 +286,9 @@ fn reasons(
             }
         }
     }
-    if let Some(why) = endpoint.outlier.words() {
+    // In a panic one that comes back has its whole share.
+    let is_less = !stance.restores || endpoint.outlier.is_out();
+    if let Some(why) = endpoint.outlier.words().filter(|_| is_less) {
         say(Code::OutlierEjected, &why);
     }
     if endpoint.doubted {
@@ -307,7 +309,7 @@ fn reasons(
     } else if endpoint.registration.is_some() && endpoint.load.sequence().is_none() {
         say(Code::NoReportYet, "");
     }
-    match (state, mode) {
+    match (state, stance.mode) {
         (State::Restored, Mode::Panic) => say(Code::PanicRestored, "too few others are usable"),
         (State::Restored, Mode::LastGood) if !endpoint.doubted => say(Code::LastEndpoint, "nothing better is known"),
         _ => {}

@@ -46,7 +46,8 @@ pub(super) fn places(first: u32, records: &[Srv]) -> Vec<Place> {
     records.iter().map(place).collect()
 }
 
-/// How SRV weights of one priority become weights: as they are, as far as that is possible.
+/// How SRV weights of one priority become weights: all times the same, so that the largest is at least the usual one. Only their
+/// ratios mean something, and a share of a weight, as endpoints have that start or come back, needs a weight that can be divided.
 struct Scale {
     most: u32,
     has_none: bool,
@@ -65,7 +66,7 @@ impl Scale {
             // No record prefers anybody.
             return WEIGHT_USUAL;
         }
-        let times = if self.has_none { WEIGHT_OVER_NONE } else { 1 };
+        let times = if self.has_none { WEIGHT_OVER_NONE } else { WEIGHT_USUAL.div_ceil(self.most) };
         let scaled = u64::from(weight) * u64::from(times);
         let most = u64::from(self.most) * u64::from(times);
         let fitted = if most > u64::from(WEIGHT_MAX) { scaled * u64::from(WEIGHT_MAX) / most } else { scaled };
@@ -183,7 +184,8 @@ mod tests {
             let records: Vec<Srv> = weights.iter().map(|weight| srv(0, *weight)).collect();
             places(0, &records).iter().map(|place| place.weight).collect::<Vec<_>>()
         };
-        assert_eq!(weights(&[10, 60]), [10, 60]);
+        assert_eq!(weights(&[10, 60]), [20, 120]);
+        assert_eq!((weights(&[1, 1]), weights(&[50, 200])), (vec![100, 100], vec![50, 200]));
         assert_eq!(weights(&[0, 0]), [100, 100], "nobody is preferred");
         assert_eq!(weights(&[0, 1, 2]), [1, 100, 200]);
         assert_eq!(weights(&[65_535, 13_107]), [10_000, 2_000]);

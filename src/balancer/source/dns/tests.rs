@@ -225,9 +225,9 @@ async fn srv_records_give_ports_tiers_weights_and_names() {
         let spec = world.endpoint(text);
         (spec.tls_name.to_string(), spec.priority, spec.weight)
     };
-    assert_eq!(seen("10.0.0.1:80"), ("a.test".to_owned(), 2, 60));
-    assert_eq!(seen("10.0.0.2:80"), ("b.test".to_owned(), 2, 20));
-    assert_eq!(seen("[2001:db8::3]:81"), ("c.test".to_owned(), 3, 5));
+    assert_eq!(seen("10.0.0.1:80"), ("a.test".to_owned(), 2, 120));
+    assert_eq!(seen("10.0.0.2:80"), ("b.test".to_owned(), 2, 40));
+    assert_eq!(seen("[2001:db8::3]:81"), ("c.test".to_owned(), 3, 100));
     world.is_well("3 addresses of 3 targets").await;
 }
 

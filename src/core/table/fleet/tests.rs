@@ -20,6 +20,9 @@ struct Second {
     permille: u32,
 }
 
+/// Of a backend that does not say how full it is.
+const UNSAID: u32 = 12_345;
+
 const USUAL: Second = Second { calls: 100, overloads: 0, in_flight: 5, permille: 500 };
 
 struct World {
@@ -61,7 +64,7 @@ impl World {
             sums.overloads += overloads;
             sums.in_flight_us += u64::from(in_flight) * 1_000_000;
             sums.in_flight = in_flight;
-            sums.utilization_permille = Some(permille);
+            sums.utilization_permille = Some(permille).filter(|permille| *permille != UNSAID);
             let backend = Backend { service: name(), address: address(at), incarnation: 1 };
             self.table.apply(Event::LoadReported { backend, load: *sums }, self.now).unwrap();
         }
@@ -141,6 +144,16 @@ fn overload_begins_for_all_and_ends_well_below() {
     assert!(world.seconds(10, sheds(20)).is_overload);
     let nobody_calls = |_| Second { calls: 0, overloads: 0, in_flight: 0, permille: 0 };
     assert!(!world.seconds(15, nobody_calls).is_overload, "what was turned away then is not now");
+}
+
+#[test]
+fn one_that_says_how_full_it_is_does_not_say_it_of_all() {
+    let says = |endpoints| move |at| Second { permille: if at < endpoints { 1000 } else { UNSAID }, ..USUAL };
+    assert!(!World::new(20).seconds(20, says(1)).is_overload);
+    assert!(!World::new(20).seconds(20, says(9)).is_overload);
+    let mut world = World::new(20);
+    assert!(world.seconds(20, says(10)).is_overload);
+    assert!(world.seconds(20, says(9)).is_overload, "the silence of one does not end it");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What clients told of their calls on one endpoint in the last ten seconds, and how far they agree. Whose word it is
-//! counts as much as what it says: a decision holds whichever single voice one leaves out, so that none can take it alone,
-//! however many calls it claims.
+//! counts as much as what it says: a decision holds whichever single voice one leaves out, and none counts for more than all
+//! others together, so that none can take it alone, or stand against many, however many calls it claims.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Evidence older than this does not count. Clients tell every second, so it is several of their reports.
-const WINDOW: Duration = Duration::from_secs(10);
+pub(super) const WINDOW: Duration = Duration::from_secs(10);
 pub(super) const PERIODS: u64 = 20;
 const PERIOD_US: u64 = WINDOW.as_micros() as u64 / PERIODS;
 
@@ -25,6 +25,10 @@ const QUORUM: usize = 3;
 /// Where fewer than these call an endpoint, all of them do for a quorum, after this many calls, divided among them: ten of two.
 /// Clients put an endpoint aside, and say so, after five failures in a row.
 const ALONE_CALLS_MIN: usize = 20;
+
+/// One or two voices are believed when others had so long to speak. Clients tell every second; and what the first five failures
+/// were told as, upon which clients leave the endpoint alone but for a call after 1, 3, 7 and 15 s, still counts then.
+const LISTENED_MIN: Duration = Duration::from_secs(5);
 
 /// Quantile of the normal distribution: 97.5 % certain of what the whole window tells.
 const CERTAINTY: f64 = 1.96;
@@ -61,6 +65,16 @@ impl Counts {
     /// The share that failed, permille; 0 where nobody called.
     pub(super) fn failed_permille(self) -> u32 {
         (u64::from(self.failed) * 1000 / u64::from(self.all().max(1))) as u32
+    }
+
+    /// So many of them at most, in the same proportion.
+    fn cut(self, most: u32) -> Self {
+        let all = self.all();
+        if all <= most {
+            return self;
+        }
+        let failed = ((u64::from(self.failed) * u64::from(most) + u64::from(all) / 2) / u64::from(all)) as u32;
+        Self { ok: most - failed.min(most), failed: failed.min(most) }
     }
 
     /// The least share of failures that these calls are evidence of, permille: the lower bound of Wilson's interval (1927),
@@ -149,6 +163,8 @@ struct Row {
 pub(super) struct Voices {
     rows: Vec<Row>,
     from: From,
+    /// When the first of those spoke that have not been silent all together since.
+    since: Option<Timestamp>,
 }
 
 /// What voices agree on.
@@ -168,15 +184,16 @@ impl Voices {
     /// Takes in what a client told.
     pub(super) fn add(&mut self, client: &Client, counts: Counts, now: Timestamp) {
         if self.rows.iter().all(|row| row.told.is_over(now)) {
-            *self = Self::default();
+            *self = Self { since: Some(now), ..Self::default() };
         }
+        let since = self.since;
         match self.from {
             From::Nowhere => self.from = From::One(client.peer),
             From::One(peer) if peer != client.peer => {
                 // What was told by many names on one machine is one voice from now on.
                 let told = self.rows.iter().fold(Recent::default(), |told, row| told.and(&row.told));
                 let voice = hash::number(peer.0);
-                *self = Self { rows: vec![Row { voice, shared: false, told }], from: From::Many };
+                *self = Self { rows: vec![Row { voice, shared: false, told }], from: From::Many, since };
             }
             From::One(_) | From::Many => {}
         }
@@ -214,17 +231,17 @@ impl Voices {
         (voice % ROWS_MAX as u64) as usize
     }
 
-    /// What was told lately, by everybody.
-    pub(super) fn sum(&self, now: Timestamp) -> Counts {
-        self.rows.iter().fold(Counts::default(), |sum, row| sum.and(row.told.sum(now, PERIODS)))
+    /// How many told something lately, and of how many calls.
+    pub(super) fn lately(&self, now: Timestamp) -> (usize, u32) {
+        let claimed = self.told_of(|told| told.sum(now, PERIODS));
+        (claimed.len(), sum(&claimed).all())
     }
 
     /// The largest share of failures in any part of the window that is looked at, permille, whosever words they are: what voices
     /// agree on is never more.
     pub(super) fn failed_permille_most(&self, now: Timestamp) -> u32 {
-        let within = |periods| self.rows.iter().fold(Counts::default(), |sum, row| sum.and(row.told.sum(now, periods)));
         let parts = NEWEST_PERIODS.into_iter().chain([PERIODS]);
-        parts.map(|periods| within(periods).failed_permille()).max().unwrap_or(0)
+        parts.map(|periods| sum(&self.told(now, periods)).failed_permille()).max().unwrap_or(0)
     }
 
     /// What was told lately, without the voice whose absence makes it look best.
@@ -277,19 +294,21 @@ impl Voices {
         }
     }
 
-    /// What is evident of the endpoint, if enough voices have seen its calls fail.
-    pub(super) fn agree(&self, now: Timestamp) -> Option<Agreement> {
+    /// What is evident of the endpoint, if enough voices have seen its calls fail, and no fewer than these.
+    pub(super) fn agree(&self, voices_min: usize, now: Timestamp) -> Option<Agreement> {
         let newest = NEWEST_PERIODS.iter().filter_map(|periods| self.agree_within(now, *periods, NEWEST_CERTAINTY));
         // Who is silent for a second may still be there: only a whole window tells that there are no others.
         let newest = newest.filter(|agreed| agreed.accusers >= QUORUM && agreed.counts.failed >= NEWEST_FAILURES_MIN);
+        let is_listened = self.since.is_some_and(|since| now.since(since) >= LISTENED_MIN);
         let whole = self.agree_within(now, PERIODS, CERTAINTY);
+        let whole = whole.filter(|agreed| agreed.voices >= QUORUM || (is_listened && agreed.voices >= voices_min));
         whole.into_iter().chain(newest).max_by_key(|agreed| agreed.failed_permille_least)
     }
 
     fn agree_within(&self, now: Timestamp, periods: u64, certainty: f64) -> Option<Agreement> {
-        let told = self.told(now, periods);
-        let counts = told.iter().fold(Counts::default(), |sum, (_, counts)| sum.and(*counts));
-        let accusers = told.iter().filter(|(_, counts)| counts.failed > 0).count();
+        let claimed = self.told_of(|told| told.sum(now, periods));
+        let (counts, told) = (sum(&claimed), quiet(claimed.clone()));
+        let accusers = claimed.iter().filter(|(_, counts)| counts.failed > 0).count();
         let is_quorum = match told.len() {
             QUORUM.. => accusers >= QUORUM,
             voices => accusers == voices && counts.all() as usize * voices >= ALONE_CALLS_MIN,
@@ -308,9 +327,9 @@ impl Voices {
         Some(Agreement { failed_permille_least, accusers, voices: told.len(), counts, periods })
     }
 
-    /// Rows with something in them, and what that is of so many periods.
+    /// Rows with something in them, and what that counts for, of so many periods.
     fn told(&self, now: Timestamp, periods: u64) -> Vec<(usize, Counts)> {
-        self.told_of(|told| told.sum(now, periods))
+        quiet(self.told_of(|told| told.sum(now, periods)))
     }
 
     fn told_of(&self, part: impl Fn(&Recent) -> Counts) -> Vec<(usize, Counts)> {
@@ -326,6 +345,22 @@ impl Voices {
             rest.fold(Counts::default(), |sum, (_, counts)| sum.and(*counts))
         })
     }
+}
+
+fn sum(told: &[(usize, Counts)]) -> Counts {
+    told.iter().fold(Counts::default(), |sum, (_, counts)| sum.and(*counts))
+}
+
+/// The same with none louder than the others together.
+fn quiet(mut told: Vec<(usize, Counts)>) -> Vec<(usize, Counts)> {
+    let all: u64 = told.iter().map(|(_, counts)| u64::from(counts.all())).sum();
+    if told.len() > 1 {
+        for (_, counts) in &mut told {
+            let others = all - u64::from(counts.all());
+            *counts = counts.cut(u32::try_from(others).unwrap_or(u32::MAX));
+        }
+    }
+    told
 }
 
 #[cfg(test)]
@@ -345,11 +380,17 @@ mod tests {
         Timestamp(s * 1_000_000)
     }
 
-    /// What clients agree on who told this, each from the same machine.
+    /// What clients agree on who told this, each from the same machine, of an endpoint that was called long before.
     fn agree(told: &[(&str, u32, u32)]) -> Option<u32> {
-        let mut voices = Voices::default();
-        told.iter().for_each(|(name, ok, failed)| voices.add(&client(name, 1), counts(*ok, *failed), seconds(1)));
-        voices.agree(seconds(1)).map(|agreed| agreed.failed_permille_least)
+        agree_after(5, 0, told)
+    }
+
+    /// The same after so many voices before, of an endpoint that is called for so long.
+    fn agree_after(listened_s: u64, voices_min: usize, told: &[(&str, u32, u32)]) -> Option<u32> {
+        let (mut voices, now) = (Voices::default(), seconds(1 + listened_s));
+        voices.add(&client(told[0].0, 1), counts(0, 0), seconds(1));
+        told.iter().for_each(|(name, ok, failed)| voices.add(&client(name, 1), counts(*ok, *failed), now));
+        voices.agree(voices_min, now).map(|agreed| agreed.failed_permille_least)
     }
 
     #[test]
@@ -375,6 +416,30 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_the_only_one_before_the_others_had_time_to_speak() {
+        let (one, two) = ([("a", 0, 20)], [("a", 0, 5), ("b", 0, 5)]);
+        for told in [&one[..], &two[..]] {
+            assert_eq!(agree_after(4, 0, told), None);
+            assert!(agree_after(5, 0, told).is_some());
+        }
+        assert!(agree_after(0, 3, &[("a", 0, 1), ("b", 0, 1), ("c", 0, 1)]).is_some(), "three need no time");
+        // Two were needed before, and call it still, as far as is known.
+        assert_eq!(agree_after(5, 2, &one), None);
+        assert!(agree_after(5, 2, &two).is_some());
+    }
+
+    #[test]
+    fn no_voice_stands_against_all_others_however_loud() {
+        let told = [("liar", 1_000_000_000, 0), ("b", 0, 5), ("c", 0, 5), ("d", 0, 5)];
+        assert!(agree(&told) > Some(200), "{:?}", agree(&told));
+        // One that makes most of the calls is heard all the same.
+        let told = [("b", 600, 400), ("c", 600, 400), ("d", 1, 0), ("e", 0, 1), ("f", 1, 0)];
+        assert!(agree(&told) > Some(300), "{:?}", agree(&told));
+        assert_eq!(counts(u32::MAX, 0).cut(8), counts(8, 0));
+        assert_eq!((counts(30, 10).cut(4), counts(1, 1).cut(4)), (counts(3, 1), counts(1, 1)));
+    }
+
+    #[test]
     fn no_voice_decides_alone_however_loud() {
         let all = [("liar", 0, 1_000_000), ("b", 9, 1), ("c", 9, 1)];
         assert!(agree(&all) < Some(50), "what the others saw");
@@ -395,7 +460,7 @@ mod tests {
         for name in ["a", "b", "c", "d"] {
             voices.add(&client(name, 1), counts(0, 1_000), seconds(1));
         }
-        let agreed = voices.agree(seconds(1)).unwrap();
+        let agreed = voices.agree(0, seconds(6)).unwrap();
         assert_eq!((agreed.voices, agreed.accusers, agreed.counts), (2, 2, counts(10, 4_001)));
         assert!(agreed.failed_permille_least < 50, "{agreed:?}");
     }
@@ -410,14 +475,14 @@ mod tests {
             voices.add(&client("liar", 1), counts(0, 1_000_000), seconds(1));
         }
         assert_eq!(voices.rows.len(), ROWS_MAX);
-        assert!(voices.agree(seconds(1)).unwrap().failed_permille_least < 50);
+        assert!(voices.agree(0, seconds(1)).unwrap().failed_permille_least < 50);
         // Rows are free again, the liar gets one of its own, and what it said before is still there.
         for n in 0..10 {
             voices.add(&client(&format!("honest-{n}"), 1), counts(20, 1), seconds(9));
         }
         voices.add(&client("liar", 1), counts(0, 1_000_000), seconds(11));
         assert!(voices.rows.iter().any(|row| row.voice == hash::text(0, "liar")));
-        assert!(voices.agree(seconds(11)).unwrap().failed_permille_least < 50);
+        assert!(voices.agree(0, seconds(11)).unwrap().failed_permille_least < 50);
     }
 
     #[test]
@@ -426,9 +491,10 @@ mod tests {
         for name in ["a", "b", "c"] {
             voices.add(&client(name, 1), counts(0, 5), seconds(1));
         }
-        assert_eq!(voices.sum(seconds(7)), counts(0, 15));
-        assert_eq!((voices.sum(seconds(11)), voices.agree(seconds(11))), (counts(0, 0), None));
+        assert_eq!(voices.lately(seconds(7)), (3, 15));
+        assert_eq!((voices.lately(seconds(11)), voices.agree(0, seconds(11))), ((0, 0), None));
         voices.add(&client("a", 1), counts(1, 0), seconds(12));
-        assert_eq!((voices.sum(seconds(12)), voices.rows.len()), (counts(1, 0), 1));
+        assert_eq!((voices.lately(seconds(12)), voices.rows.len()), ((1, 1), 1));
+        assert_eq!(voices.since, Some(seconds(12)), "where nobody called for long, nobody had a chance to speak");
     }
 }
