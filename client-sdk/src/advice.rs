@@ -8,7 +8,6 @@ use arc_swap::ArcSwap;
 use lookaside_proto::v1;
 
 use crate::{
-    outcome::Class,
     picker::{RetryBudget, ShareBudget, Throttle},
     policy::{MethodPolicy, Methods},
 };
@@ -87,16 +86,6 @@ impl Advice {
     pub(crate) fn policy_of(&self, path: &str) -> Option<Arc<MethodPolicy>> {
         let own = self.own.get().and_then(|own| own.methods.of(path));
         own.cloned().or_else(|| self.balancers.load().methods.of(path).cloned())
-    }
-
-    /// A call that was sent has ended, and goes nowhere else.
-    pub(crate) fn ended(&self, class: Class, now_us: u64) {
-        match class {
-            // An error is an answer as well: the call was taken.
-            Class::Ok | Class::Caller | Class::Endpoint => self.throttle.ended(true, now_us),
-            Class::Overload | Class::Deadline => self.throttle.ended(false, now_us),
-            Class::Cancelled => {}
-        }
     }
 
     /// Calls that one endpoint may have in flight.

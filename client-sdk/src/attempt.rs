@@ -132,7 +132,7 @@ impl Attempt {
         // Counted before it leaves its place in flight: an endpoint that left the list is forgotten with its last call.
         if let Some(sent_us) = self.sent_us.filter(|_| told != Told::Nothing) {
             if told == Told::All {
-                self.pool.advice.ended(class, now_us);
+                self.pool.advice.throttle.ended(class, now_us);
             }
             let is_news = self.endpoint.tally.count(class, now_us.saturating_sub(sent_us));
             if is_news {

@@ -16,7 +16,7 @@ use crate::{
     cache::Cache,
     error::cut,
     list::{self, List},
-    picker::{PROBE_BUDGET_PERCENT, Rng},
+    picker::{PROBE_BUDGET_PERCENT, Pace, Rng},
     pool::Pool,
     snapshot::ListSource,
 };
@@ -33,11 +33,6 @@ const BALANCER_AGAIN: Duration = Duration::from_millis(500);
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 const REPORT_PERIOD_MIN: Duration = Duration::from_millis(100);
 const REPORT_PERIOD_MAX: Duration = Duration::from_secs(60);
-/// A first failure is told at once, but five times a second at most: a balancer believes several clients sooner than one, and each
-/// second that they keep it to themselves costs calls.
-const NEWS_INTERVAL_MIN: Duration = Duration::from_millis(200);
-/// Suspicions are told at once, but not more often than this.
-const ALARM_INTERVAL_MIN: Duration = Duration::from_millis(50);
 const ENDED: &str = "the balancer ended the stream";
 const NOT_READ: &str = "the balancer does not read the stream";
 
@@ -160,10 +155,9 @@ impl<'a> Session<'a> {
     }
 
     async fn follow(&mut self, mut stream: tonic::Streaming<PickResponse>) -> End {
-        let mut reported = Instant::now();
-        let mut report_at = reported + self.jittered_period();
-        // From when on a first failure may be told, and whether one is to be.
-        let (mut news_from, mut has_news) = (reported, false);
+        let began = Instant::now();
+        let now_us = || began.elapsed().as_micros() as u64;
+        let mut pace = Pace::new(0, self.jittered_period_us());
         loop {
             tokio::select! {
                 message = stream.message() => {
@@ -181,22 +175,13 @@ impl<'a> Session<'a> {
                 () = sleep_until(self.heard + self.silence_max) => {
                     return End::lost(format!("no word for {:?}", self.silence_max));
                 }
-                () = self.pool.alarmed() => {
-                    report_at = report_at.min(reported + ALARM_INTERVAL_MIN).max(Instant::now());
-                }
-                () = self.pool.has_news() => {
-                    has_news = true;
-                    report_at = report_at.min(news_from).max(Instant::now());
-                }
-                () = sleep_until(report_at) => {
+                () = self.pool.alarmed() => pace.suspicion(now_us()),
+                () = self.pool.has_news() => pace.first_failure(now_us()),
+                () = sleep_until(began + Duration::from_micros(pace.due_us())) => {
                     if self.requests.tell_outcomes().is_some_and(|since| since.elapsed() > SILENCE_MAX) {
                         return End::lost(NOT_READ);
                     }
-                    reported = Instant::now();
-                    if std::mem::take(&mut has_news) {
-                        news_from = reported + NEWS_INTERVAL_MIN;
-                    }
-                    report_at = reported + self.jittered_period();
+                    pace.told(now_us(), self.jittered_period_us());
                 }
             }
         }
@@ -331,7 +316,8 @@ impl<'a> Session<'a> {
     }
 
     /// The period, a tenth more or less, so that clients do not report in step.
-    fn jittered_period(&mut self) -> Duration {
-        self.period.mul_f64(0.9 + 0.2 * (self.rng.below(1_000) as f64 / 1_000.0))
+    fn jittered_period_us(&mut self) -> u64 {
+        let jittered = self.period.mul_f64(0.9 + 0.2 * (self.rng.below(1_000) as f64 / 1_000.0));
+        jittered.as_micros() as u64
     }
 }

@@ -58,29 +58,39 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
 
 /// A scenario by the name of a built-in one, or from a file: whatever has a dot or a slash in it is one.
 fn scenario(named: &str) -> Result<Scenario, Failure> {
-    let scenario = if named.contains(['.', '/']) {
-        let text = std::fs::read_to_string(Path::new(named))
-            .map_err(|error| Failure::new(Exit::NotFound, format!("cannot read {named}: {error}")))?;
-        Scenario::parse(&text)
-    } else {
-        builtin(named)
-    };
-    scenario.map_err(|error| match error {
-        Error::Unknown { .. } => {
-            let text = format!("{error}{}", meant(named, |file| Path::new(file).exists()));
-            Failure::new(Exit::NotFound, text).next("lookaside simulate scenarios")
-        }
-        Error::Malformed { .. } | Error::Value { .. } => Failure::new(Exit::Config, format!("{named}: {error}")),
-    })
+    if !named.contains(['.', '/']) {
+        let hint = || meant(named) + &file_of(named, |file| Path::new(file).exists());
+        return builtin(named).map_err(|error| unplayable(named, &error, hint));
+    }
+    let text = std::fs::read_to_string(named)
+        .map_err(|error| Failure::new(Exit::NotFound, format!("cannot read {named}: {error}")))?;
+    Scenario::parse(&text).map_err(|error| unplayable(named, &error, String::new))
 }
 
-/// What a name that is no scenario's may have been meant for.
-fn meant(named: &str, exists: impl Fn(&str) -> bool) -> String {
+/// A scenario that comes with the program.
+fn built_in(name: &str) -> Result<Scenario, Failure> {
+    builtin(name).map_err(|error| unplayable(name, &error, || meant(name)))
+}
+
+fn unplayable(named: &str, error: &Error, hint: impl FnOnce() -> String) -> Failure {
+    match error {
+        Error::Unknown { .. } => {
+            Failure::new(Exit::NotFound, format!("{error}{}", hint())).next("lookaside simulate scenarios")
+        }
+        Error::Malformed { .. } | Error::Value { .. } => Failure::new(Exit::Config, format!("{named}: {error}")),
+    }
+}
+
+/// The scenario that a name may have been meant for.
+fn meant(named: &str) -> String {
     let known: Vec<&str> = BUILTIN.iter().map(|(name, _)| *name).collect();
-    let near = nearest(named, &known).map(|near| format!("; did you mean `{near}`?"));
+    nearest(named, &known).map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"))
+}
+
+/// The file that it may have been meant for.
+fn file_of(named: &str, exists: impl Fn(&str) -> bool) -> String {
     let file = ["yaml", "yml"].map(|ending| format!("{named}.{ending}")).into_iter().find(|file| exists(file));
-    let file = file.map(|file| format!("; there is a file of that name: say {file}"));
-    near.into_iter().chain(file).collect()
+    file.map_or_else(String::new, |file| format!(" (there is a file of that name: say {file})"))
 }
 
 /// Tells on stderr how far the runs are: all the time on a terminal, else ten times.
@@ -116,13 +126,14 @@ mod tests {
         let exit = |named: &str| scenario(named).unwrap_err().exit;
         assert_eq!((exit("nope"), exit("./nope.yaml")), (Exit::NotFound, Exit::NotFound));
         assert_eq!(exit(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")), Exit::Config);
+        assert_eq!(built_in("./headline.yaml").unwrap_err().exit, Exit::NotFound, "no file comes with the program");
     }
 
     #[test]
     fn a_name_with_a_slip_is_understood_and_a_file_without_its_ending_found() {
-        assert_eq!(meant("sinkhol", |_| false), "; did you mean `sinkhole`?");
-        assert_eq!(meant("mine", |file| file == "mine.yaml"), "; there is a file of that name: say mine.yaml");
-        assert_eq!(meant("nope", |_| false), "");
+        assert_eq!((meant("sinkhol"), meant("nope")), (" (did you mean `sinkhole`?)".to_owned(), String::new()));
+        assert_eq!(file_of("mine", |file| file == "mine.yaml"), " (there is a file of that name: say mine.yaml)");
+        assert_eq!(file_of("mine", |_| false), "");
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! One client: what it holds of lists and connections, and what it has to tell the balancer. How it chooses is its
 //! dispatcher's, when it calls is chance's.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use lookaside_core::event::Outcomes;
-use lookaside_sdk::picker::{Class, Rng};
+use lookaside_sdk::picker::{Class, Pace, Rng};
 
 use crate::{
     balancer::List,
@@ -23,10 +26,13 @@ pub(crate) struct Client {
     /// Those it cannot connect to, sorted.
     unreachable: Vec<u32>,
     untold: BTreeMap<u32, Outcomes>,
+    /// Endpoints of whose failures is to be told.
+    blamed: BTreeSet<u32>,
     /// It has a stream to the balancer.
     pub(crate) subscribed: bool,
-    /// The report that is planned, by number and time; others are void.
-    pub(crate) report_plan: (u32, u64),
+    /// The report that is planned; others are void.
+    pub(crate) report_plan: u32,
+    pub(crate) pace: Pace,
     pub(crate) reported_us: u64,
 }
 
@@ -39,8 +45,10 @@ impl Client {
             list_number: 0,
             unreachable: Vec::new(),
             untold: BTreeMap::new(),
+            blamed: BTreeSet::new(),
             subscribed: true,
-            report_plan: (0, u64::MAX),
+            report_plan: 0,
+            pace: Pace::new(0, 0),
             reported_us: 0,
         }
     }
@@ -102,8 +110,8 @@ impl Client {
         self.dispatcher.list(&listed, now_us);
     }
 
-    /// Counts how an attempt ended, to be told.
-    pub(crate) fn count(&mut self, endpoint: u32, class: Class, suspect: bool) {
+    /// Counts how an attempt ended, to be told. Whether it is the first since the last report that blames the endpoint.
+    pub(crate) fn count(&mut self, endpoint: u32, class: Class, suspect: bool) -> bool {
         let outcomes = self.untold.entry(endpoint).or_default();
         match class {
             Class::Ok | Class::Caller => outcomes.ok += 1,
@@ -112,6 +120,12 @@ impl Client {
             Class::Cancelled | Class::Overload => {}
         }
         outcomes.suspect |= suspect;
+        class == Class::Endpoint && self.blamed.insert(endpoint)
+    }
+
+    /// Whether an endpoint is to be blamed.
+    pub(crate) fn has_news(&self) -> bool {
+        !self.blamed.is_empty()
     }
 
     /// Takes what there is to tell.
@@ -121,6 +135,7 @@ impl Client {
         for endpoint in suspects {
             self.untold.entry(endpoint).or_default().suspect = true;
         }
+        self.blamed.clear();
         std::mem::take(&mut self.untold)
     }
 }

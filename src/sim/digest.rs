@@ -45,15 +45,13 @@ pub enum Measure {
     ProbesPerCall,
     /// Choices made only after asking, per hundred calls.
     AsksPercent,
-    /// Probes that such a choice sends and waits for. Those on the side are in the probes per call alone.
-    ProbesPerAsk,
     /// The part of the way from round robin to the pooled bound, at P99.
     GapClosedPercent,
 }
 
 impl Measure {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 16] = [
         Self::Mean,
         Self::P50,
         Self::P90,
@@ -69,7 +67,6 @@ impl Measure {
         Self::AttemptsPerCall,
         Self::ProbesPerCall,
         Self::AsksPercent,
-        Self::ProbesPerAsk,
         Self::GapClosedPercent,
     ];
 
@@ -91,7 +88,6 @@ impl Measure {
             Self::AttemptsPerCall => "attempts_per_call",
             Self::ProbesPerCall => "probes_per_call",
             Self::AsksPercent => "asks_percent",
-            Self::ProbesPerAsk => "probes_per_ask",
             Self::GapClosedPercent => "gap_closed_percent",
         }
     }
@@ -108,7 +104,6 @@ impl Measure {
             | Self::AttemptsPerCall
             | Self::ProbesPerCall
             | Self::AsksPercent
-            | Self::ProbesPerAsk
             | Self::GapClosedPercent => false,
         }
     }
@@ -134,7 +129,6 @@ impl Measure {
             Self::AttemptsPerCall => per(figures.attempts, figures.calls),
             Self::ProbesPerCall => per(figures.probes, figures.calls),
             Self::AsksPercent => 100.0 * per(figures.asks, figures.calls),
-            Self::ProbesPerAsk => per(figures.probes_of_asks, figures.asks),
             // Not a matter of one policy's calls.
             Self::UtilizationMaxOverMean | Self::GapClosedPercent => return None,
         };

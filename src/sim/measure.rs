@@ -64,8 +64,6 @@ pub struct Figures {
     pub rif: Histogram,
     /// Choices made only after asking.
     pub asks: u64,
-    /// Probes sent for these.
-    pub probes_of_asks: u64,
     /// Probes sent in all.
     pub probes: u64,
 }
@@ -90,13 +88,6 @@ impl Failed {
     }
 }
 
-impl Figures {
-    /// Probes sent per call.
-    pub fn probes_per_call(&self) -> f64 {
-        self.probes as f64 / self.calls.max(1) as f64
-    }
-}
-
 /// One second.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Second {
@@ -110,8 +101,6 @@ pub struct Second {
     pub attempts_marked: u64,
     /// Of those that ended well in it, microseconds; 0 without any.
     pub latency_us_p99: u64,
-    /// Mean of the same.
-    pub latency_us_mean: u64,
 }
 
 /// Who got how much over a stretch of time, by the endpoints' numbers.

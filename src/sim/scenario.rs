@@ -8,6 +8,9 @@ mod check;
 
 pub use builtin::{BUILTIN, builtin};
 
+/// A scenario with every key, what it means, and its default: a start for one's own.
+pub const KEYS: &str = include_str!("scenario/keys.yaml");
+
 /// Why a scenario cannot be run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -60,7 +63,7 @@ pub struct Scenario {
     /// One way between a client and an endpoint.
     #[serde(default = "default::network_us")]
     pub network_us: u64,
-    /// How long an asked endpoint is waited for.
+    /// How long an asked endpoint is waited for by those that have no rule of their own for that.
     #[serde(default = "default::probe_timeout_us")]
     pub probe_timeout_us: u64,
     /// The balancer and the ways to and from it.
@@ -78,7 +81,7 @@ pub struct Scenario {
     /// Stretches of the measured time that are measured by themselves as well.
     #[serde(default)]
     pub windows: Vec<Window>,
-    /// Utilisations and shares are taken over stretches this long.
+    /// Utilisations and shares are taken over stretches this long, or over the measured time where that is shorter.
     #[serde(default = "default::share_window_ms")]
     pub share_window_ms: u64,
     /// What goes wrong, and what changes.
@@ -379,19 +382,18 @@ impl Which {
     }
 }
 
+/// What the reader of YAML adds to its word on a key that is there twice.
+const REMEDY: &str = ", set DuplicateKeyPolicy in Options if acceptable";
+
 impl Scenario {
     /// Reads a scenario and checks it.
     pub fn parse(yaml: &str) -> Result<Self, Error> {
         let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
         let scenario: Self = serde_saphyr::from_str_with_options(yaml, options)
-            .map_err(|error| Error::Malformed { reason: error.to_string() })?;
+            // What its library could be told to do about it is no use to whoever wrote the file.
+            .map_err(|error| Error::Malformed { reason: error.to_string().replace(REMEDY, "") })?;
         scenario.check()?;
         Ok(scenario)
-    }
-
-    /// As YAML with every key written out, defaults included; [`Scenario::parse`] reads the same from it.
-    pub fn to_yaml(&self) -> Result<String, Error> {
-        serde_saphyr::to_string(self).map_err(|error| Error::Malformed { reason: error.to_string() })
     }
 
     /// Endpoints there are, those included that join later.
@@ -441,13 +443,41 @@ mod tests {
             let scenario = builtin(name).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(scenario.name, *name);
             assert!(!scenario.title.is_empty(), "{name} has no title");
-            let yaml = scenario.to_yaml().unwrap();
-            assert_eq!(Scenario::parse(&yaml), Ok(scenario), "{yaml}");
-            for key in ["probe_timeout_us:", "report_loss_permille:", "queue_max:", "cancels:", "share_window_ms:"] {
-                assert!(yaml.contains(key), "{name} is written without {key}");
-            }
         }
         assert!(builtin("nope").unwrap_err().to_string().contains("nope"));
+    }
+
+    #[test]
+    fn the_scenario_of_all_keys_has_every_key_and_its_default() {
+        let keys = Scenario::parse(KEYS).unwrap();
+        let least = "name: mine\nendpoints: [{ count: 100 }]\nclients: { count: 100 }\nload: 0.9";
+        assert_eq!(Scenario::parse(least).as_ref(), Ok(&keys));
+        for line in serde_saphyr::to_string(&keys).unwrap().lines() {
+            let key = line.trim_start_matches([' ', '-']).split(':').next().unwrap();
+            assert!(KEYS.contains(&format!("\n{key}:")) || KEYS.contains(&format!(" {key}:")), "{key} is not there");
+        }
+        // What stands in its comments is no less true.
+        let kinds =
+            KEYS.lines().skip_while(|line| !line.ends_with("Kinds:")).skip(1).take_while(|line| line.starts_with('#'));
+        for kind in kinds.map(|line| line.trim_start_matches("#   ")) {
+            let kinds = match kind.find("} }") {
+                Some(end) => vec![&kind[..end + 3]],
+                None => kind.split("  ").next().unwrap().split(", ").collect(),
+            };
+            for kind in kinds {
+                let yaml = format!("{least}\nfaults: [{{ kind: {kind} }}]");
+                Scenario::parse(&yaml).unwrap_or_else(|error| panic!("{kind}: {error}"));
+            }
+        }
+        for more in [
+            "load_steps: [{ at_ms: 20000, factor: 1.5 }]",
+            "windows: [{ name: storm, from_ms: 20000, until_ms: 30000 }]",
+            "size: { lognormal: { cv: 2.0 } }",
+            "size: { bimodal: { long_permille: 10, factor: 20.0 } }",
+        ] {
+            Scenario::parse(&format!("{least}\n{more}")).unwrap_or_else(|error| panic!("{more}: {error}"));
+            assert!(KEYS.contains(more.split_once(": ").unwrap().1), "{more}");
+        }
     }
 
     #[test]
@@ -464,6 +494,7 @@ mod tests {
             ("load: 1\nfaults: [{ kind: pause, endpoints: { first: 2 } }]", "no such endpoints"),
             ("load: 1\nfaults: [{ kind: explode }]", "explode"),
             ("load: 1\nclients: { count: 1 }", "clients"),
+            ("load: 1\nbalancer: { jitter_us: 1000000000000 }", "balancer.jitter_us: 1000000000000 is not a number"),
             ("load: 1\nload_steps: [{ at_ms: 70000, factor: 2 }]", "load_steps[0].at_ms: 70000 is not a number"),
             ("load: 1\nwindows: [{ name: w, from_ms: 5, until_ms: 5 }]", "windows[0].until_ms: must be after from_ms"),
             ("load: 1\nwindows: [{ name: w, from_ms: 5, until_ms: 60001 }]", "at most measured_ms, which is 60000"),
@@ -489,9 +520,12 @@ mod tests {
             ("load: 1\nfaults: [{ kind: { cold: { factor: 0 } } }]", "faults[0].kind.cold.factor"),
         ] {
             assert!(refused(yaml).contains(words), "{yaml}: {}", refused(yaml));
+            assert!(!refused(yaml).contains("Options"), "{}", refused(yaml));
         }
         let two = "name: x\nendpoints: [{ count: 2 }, { count: 2 }]\nclients: { count: 1 }\nload: 1\n";
         Scenario::parse(two).expect("names matter where somebody is named");
+        let far = Scenario::parse(&two.replacen("count: 2", "count: 2, zone: a/b/c/d", 1)).unwrap_err().to_string();
+        assert!(far.contains("endpoints[0].zone: `a/b/c/d` is not region/zone"), "{far}");
         let named = Scenario::parse(&format!("{two}faults: [{{ kind: pause, endpoints: {{ group: all }} }}]"));
         assert!(named.unwrap_err().to_string().contains("2 groups are called `all`; give each a name"));
     }

@@ -83,7 +83,7 @@ pub(super) async fn execute(call: &Call<'_>, bound: Option<Attempt>, previous: u
     // Once, whoever refused it, and nothing of a call that nobody saw: that says nothing of how much there is to do.
     let count = |was_refused: bool| {
         if was_refused && !is_bound {
-            call.pool.advice.ended(Class::Overload, call.pool.now_us());
+            call.pool.advice.throttle.ended(Class::Overload, call.pool.now_us());
         }
     };
     loop {

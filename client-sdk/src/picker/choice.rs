@@ -1,4 +1,4 @@
-//! Who gets a call. A newcomer gets its first one at once. Then, by load, one is drawn by share, and has the call if it is a canary
+//! Who gets a call. A newcomer gets some first ones at once, of all clients together. Then, by load, one is drawn by share, and has the call if it is a canary
 //! that is due, or was forgotten for long. Else the one of which a response told the least load has it, where that is bearable:
 //! under load, though the one drawn may have less; while the fleet is idle, only if that is less than one call is to the one drawn.
 //! Else, under load, the one of two drawn that says it has less, if they can be asked. Else the one of two drawn with fewer of this
@@ -21,8 +21,8 @@ const CALL: u64 = 16;
 /// What a token tells grows by so much in the time that an answer usually takes. With half a call, a thousand clients that call
 /// once in three service times come to a p99 of 6.3 service times, without it to 7.0.
 const AGEING: u64 = CALL / 2;
-/// How much more load is taken for each call that this client has in flight. In between clients of 4 calls in flight asking for
-/// every tenth call, and such of less than one asking for two in three.
+/// How much more load is taken for each call that this client has in flight. Clients with four then ask for every tenth call, and
+/// such with a third of one for every second.
 const PATIENCE: u64 = CALL * 5 / 16;
 /// Larger capacities are taken for this one: no sum of shares overflows.
 const CAPACITY_MILLI_MAX: u32 = 1_000_000;

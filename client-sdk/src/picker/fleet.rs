@@ -12,8 +12,8 @@ use super::{
 const TOKEN_AGE_FACTOR: u64 = 5;
 const TOKEN_AGE_US: std::ops::RangeInclusive<u64> = 5_000..=1_000_000;
 
-/// An answer that takes so many times as long as usual disproves what its endpoint says of its load. Of exponential service times
-/// one in three thousand is as long, of an endpoint whose queue is hidden most are.
+/// An answer that takes so many times as long as usual is far beyond it; where most are, they disprove what their endpoint says of
+/// its load. Of exponential service times one in three thousand is as long, of an endpoint whose queue is hidden most are.
 const DISPROOF_FACTOR: u64 = 8;
 
 /// A word of load beyond this, thousandths, and beyond twice the mean moves the mean no further.
@@ -191,6 +191,12 @@ impl Fleet {
 /// Moves a mean a sixteenth of the way. A lost update between threads costs one sample of thousands.
 fn learn(mean: &AtomicU64, sample: u64) {
     let before = mean.load(Relaxed);
-    let after = if before == 0 { sample } else { before - before / 16 + sample / 16 };
+    // By one at least, or a small mean would stay where it is for ever.
+    let step = sample.abs_diff(before).div_ceil(16);
+    let after = match before {
+        0 => sample,
+        _ if sample > before => before.saturating_add(step),
+        _ => (before - step).max(1),
+    };
     mean.store(after, Relaxed);
 }

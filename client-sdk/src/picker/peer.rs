@@ -85,7 +85,7 @@ impl Peer {
         self.breaker.is_aside() || self.suspected.load(Relaxed)
     }
 
-    /// Its next call is due at once: it was added to a list already in use.
+    /// It was added to a list already in use: a call is due at once, of this client or of some of the others.
     pub fn mark_fresh(&self) {
         self.fresh.store(true, Relaxed);
     }

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::Rng;
+use super::{Class, Rng};
 
 /// What is remembered: so many slices of so long, microseconds. Two minutes.
 const SLICES: usize = 12;
@@ -67,8 +67,17 @@ impl Throttle {
         self.is_on.load(Relaxed)
     }
 
-    /// A call that was sent has ended: it was taken, or refused. Counts during overload alone, so that nothing is paid before.
-    pub fn ended(&self, was_taken: bool, now_us: u64) {
+    /// A call that was sent has ended, and goes nowhere else. Counts during overload alone, so that nothing is paid before.
+    pub fn ended(&self, class: Class, now_us: u64) {
+        match class {
+            // An error is an answer as well: the call was taken.
+            Class::Ok | Class::Caller | Class::Endpoint => self.count(true, now_us),
+            Class::Overload | Class::Deadline => self.count(false, now_us),
+            Class::Cancelled => {}
+        }
+    }
+
+    fn count(&self, was_taken: bool, now_us: u64) {
         if self.is_on() {
             if was_taken && self.doublings.swap(0, Relaxed) > 0 {
                 // After trials this is another time than that in which all was refused. Remembered, that would make a client of
@@ -150,7 +159,7 @@ mod tests {
             for call in 0..100 {
                 let now_us = second * SECOND_US + call * 10_000;
                 if !throttle.holds_back(now_us, &mut rng) {
-                    throttle.ended(sent < takes_per_s, now_us);
+                    throttle.count(sent < takes_per_s, now_us);
                     sent += 1;
                 }
             }
@@ -201,7 +210,7 @@ mod tests {
     fn trials_that_are_refused_become_rarer_until_something_is_taken() {
         let throttle = Throttle::default();
         throttle.set_on(true);
-        let refused = |now_us| (0..1_000_000).for_each(|_| throttle.ended(false, now_us));
+        let refused = |now_us| (0..1_000_000).for_each(|_| throttle.count(false, now_us));
         refused(1);
         let mut rng = Rng::from_seed(1);
         let mut tries = |seconds: std::ops::Range<u64>| {
@@ -213,7 +222,7 @@ mod tests {
         assert_eq!(pauses.len(), 7, "{early:?}");
         let expected = [2..=3, 4..=5, 8..=10, 16..=20, 16..=20, 16..=20, 16..=20];
         assert!(pauses.iter().zip(expected).all(|(pause, expected)| expected.contains(pause)), "{early:?}");
-        throttle.ended(true, 100 * SECOND_US);
+        throttle.count(true, 100 * SECOND_US);
         refused(100 * SECOND_US);
         assert_eq!(tries(100..115), [0; 0], "something was taken: no trials");
         refused(200 * SECOND_US);
@@ -244,7 +253,7 @@ mod tests {
                 let throttle = &clients[rng.below(CLIENTS) as usize];
                 let now_us = second * SECOND_US + call * 1_000;
                 if !throttle.holds_back(now_us, &mut rng) {
-                    throttle.ended(sent_now < TAKES_PER_S, now_us);
+                    throttle.count(sent_now < TAKES_PER_S, now_us);
                     sent_now += 1;
                 }
             }

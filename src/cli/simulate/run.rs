@@ -1,5 +1,6 @@
 //! `lookaside simulate run`: policies beside each other in one scenario.
 
+use lookaside_balancer::config::nearest;
 use lookaside_sim::{
     batch::compare,
     digest::{Cell, Measure},
@@ -34,7 +35,7 @@ Policies:
                an emulation of Prequal from the rules of its paper, without its unpublished heuristics against endpoints
                that fail fast; the number is the quantile of calls in flight below which an endpoint is cold
   probing_p2c  two at random are asked before every call
-`prequal` stands for its three, `all` for every policy.
+`prequal` stands for its three, of which the study shows the best of each scenario; `all` for every policy.
 
 Columns:
   P50 P99 P99.9  latency of the calls that were answered, in mean service times (50 ms unless the scenario says otherwise);
@@ -43,7 +44,12 @@ Columns:
                  one that is worse than round_robin
   FAILED %       calls that failed
   PROBES/CALL    how often endpoints were asked how busy they are, per call
-  FULLEST/MEAN   utilisation of the fullest endpoint over the mean: 1 is perfectly even
+  FULLEST/MEAN   utilisation of the fullest endpoint over the mean: 1 is perfectly even; of the whole measured time alone
+CSV and JSON have these by name, and more:
+  slowdown_p99        latency over what the call alone would take on a free endpoint
+  rif_p99, rif_max    calls in flight that an attempt finds at its endpoint
+  marked_percent      attempts that went to endpoints which a fault of the scenario is about
+  asks_percent        calls that were sent only after endpoints were asked
 After ± stands half the width of the 95 % interval over the seeds, from two seeds on. WINDOW `all` is the whole measured time.
 
 The default takes five seconds or so on two cores, all policies most of a minute. Time grows with policies, seeds, endpoints and
@@ -69,7 +75,9 @@ struct Several(Vec<Policy>);
 fn policies(word: &str) -> Result<Several, String> {
     let policies = Policy::named(word);
     if policies.is_empty() {
-        return Err(format!("there are {}, prequal and all", Policy::ALL.map(Policy::name).join(", ")));
+        let near = nearest(word, &Policy::ALL.map(Policy::name));
+        let near = near.map_or_else(String::new, |near| format!("did you mean `{near}`? "));
+        return Err(format!("{near}there are {}, prequal and all", Policy::ALL.map(Policy::name).join(", ")));
     }
     Ok(Several(policies))
 }
@@ -145,5 +153,6 @@ mod tests {
         assert_eq!(of("all"), Ok(Policy::ALL.to_vec()));
         let refused = of("p2").unwrap_err();
         assert!(refused.contains("lookaside") && refused.contains("peak_ewma"), "{refused}");
+        assert!(of("lookasid").unwrap_err().starts_with("did you mean `lookaside`?"));
     }
 }

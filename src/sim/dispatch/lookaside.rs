@@ -186,11 +186,7 @@ impl Dispatcher for Lookaside {
     fn ended(&mut self, end: &End) -> bool {
         let Some(peer) = self.peer(end.endpoint, end.sent_us) else { return false };
         let answered = end.rif.is_some();
-        match end.class {
-            Class::Ok | Class::Caller | Class::Endpoint => self.throttle.ended(true, end.now_us),
-            Class::Overload | Class::Deadline => self.throttle.ended(false, end.now_us),
-            Class::Cancelled => {}
-        }
+        self.throttle.ended(end.class, end.now_us);
         if answered {
             self.probing.told();
             self.picker.answered(&peer, end.sent_us, end.now_us);

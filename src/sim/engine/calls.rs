@@ -1,7 +1,7 @@
 //! The life of a call: it arrives, a dispatcher chooses, an attempt travels, is served or fails, and its end travels back; then
 //! perhaps another attempt.
 
-use lookaside_sdk::picker::Class;
+use lookaside_sdk::picker::{Class, Pace};
 
 use super::{Engine, Event};
 use crate::{
@@ -174,7 +174,7 @@ impl Engine<'_> {
             self.queue.at(at_us, Event::TimedOut { flight, serial });
         }
         if self.clients[client as usize].dispatcher.is_alarmed() {
-            self.hurry(client);
+            self.hurry(client, Pace::suspicion);
         }
     }
 
@@ -306,9 +306,12 @@ impl Engine<'_> {
         let latency_us = now_us - sent_us;
         let suspicious = client.dispatcher.ended(&End { endpoint, class, sent_us, now_us, rif, latency_us });
         if self.policy.tells_outcomes() {
-            client.count(endpoint, class, suspicious);
-            if suspicious || class == Class::Endpoint {
-                self.hurry(flight.client);
+            let is_first = client.count(endpoint, class, suspicious);
+            if suspicious {
+                self.hurry(flight.client, Pace::suspicion);
+            }
+            if is_first {
+                self.hurry(flight.client, Pace::first_failure);
             }
         }
         let ended = match class {

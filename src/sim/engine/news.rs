@@ -7,6 +7,7 @@ use lookaside_core::{
     event::{CheckOutcome, Outcomes},
     snapshot::Fleet,
 };
+use lookaside_sdk::picker::Pace;
 
 use super::{Engine, Event};
 use crate::{
@@ -21,8 +22,6 @@ use crate::{
 const TURN_US_MIN: u64 = 5_000;
 const TURN_US_PER_ENDPOINT: u64 = 10;
 const TURN_US_MAX: u64 = 100_000;
-/// What is urgent is told at once, but not more often than this.
-const HURRY_US: u64 = 100_000;
 /// Between two looks at whether an endpoint that stands still answers a check after all.
 const CHECK_LOOK_US: u64 = 10_000;
 /// Outcomes older than this are no news to a balancer that comes back, as in the SDK.
@@ -77,7 +76,10 @@ impl Engine<'_> {
             self.queue.at(first_us, Event::CheckDue { endpoint, plan: 0 });
         }
         if self.policy.tells_outcomes() {
-            (0..self.clients.len() as u32).for_each(|client| self.plan_outcomes(client, None));
+            for client in 0..self.clients.len() as u32 {
+                self.begin_pace(client);
+                self.plan_outcomes(client);
+            }
         }
         self.begin_turns();
     }
@@ -259,6 +261,15 @@ impl Engine<'_> {
         }
         self.news.lists += 1;
         self.push(at);
+        if self.policy.tells_outcomes() {
+            self.begin_pace(at);
+            let client = &mut self.clients[at as usize];
+            if client.has_news() {
+                // What failed meanwhile is news to whom it tells of it now.
+                client.pace.first_failure(now_us);
+            }
+            self.plan_outcomes(at);
+        }
     }
 
     /// An endpoint is checked now, and then at its interval again.
@@ -302,41 +313,49 @@ impl Engine<'_> {
         self.heard(Heard::Checked { endpoint: at, outcome });
     }
 
-    fn plan_outcomes(&mut self, at: u32, at_us: Option<u64>) {
-        let usual_us = self.queue.now_us() + self.jittered(self.balancer.report_period_us());
-        let at_us = at_us.unwrap_or(usual_us);
+    fn begin_pace(&mut self, at: u32) {
+        let (now_us, period_us) = (self.queue.now_us(), self.jittered(self.balancer.report_period_us()));
+        self.clients[at as usize].pace = Pace::new(now_us, period_us);
+    }
+
+    fn plan_outcomes(&mut self, at: u32) {
         let client = &mut self.clients[at as usize];
-        let plan = client.report_plan.0.wrapping_add(1);
-        client.report_plan = (plan, at_us);
-        self.queue.at(at_us, Event::OutcomesDue { client: at, plan });
+        client.report_plan = client.report_plan.wrapping_add(1);
+        let plan = client.report_plan;
+        self.queue.at(client.pace.due_us(), Event::OutcomesDue { client: at, plan });
     }
 
     /// The client has something to tell that cannot wait.
-    pub(super) fn hurry(&mut self, at: u32) {
+    pub(super) fn hurry(&mut self, at: u32, what: impl FnOnce(&mut Pace, u64)) {
         if !self.policy.tells_outcomes() {
             return;
         }
-        let client = &self.clients[at as usize];
-        let at_us = (client.reported_us + HURRY_US).max(self.queue.now_us());
-        if at_us < client.report_plan.1 {
-            self.plan_outcomes(at, Some(at_us));
+        let pace = &mut self.clients[at as usize].pace;
+        let before_us = pace.due_us();
+        what(pace, self.queue.now_us());
+        if pace.due_us() < before_us {
+            self.plan_outcomes(at);
         }
     }
 
     pub(super) fn outcomes_due(&mut self, at: u32, plan: u32) {
         let now_us = self.queue.now_us();
         let client = &mut self.clients[at as usize];
-        if client.report_plan.0 != plan {
+        if client.report_plan != plan {
             return;
         }
-        // Without a stream they wait.
         if client.subscribed {
             client.reported_us = now_us;
             let outcomes = client.take_outcomes(now_us);
             if !outcomes.is_empty() {
                 self.tell_balancer(Heard::CallsEnded { client: at, outcomes });
             }
+            let period_us = self.jittered(self.balancer.report_period_us());
+            self.clients[at as usize].pace.told(now_us, period_us);
+        } else {
+            // Without a stream they wait.
+            self.begin_pace(at);
         }
-        self.plan_outcomes(at, None);
+        self.plan_outcomes(at);
     }
 }

@@ -57,7 +57,7 @@ impl Meter {
             windows: scenario.windows.iter().map(window).collect(),
             timeline: vec![Second::default(); scenario.measured_ms.div_ceil(1_000) as usize],
             second_us: Histogram::default(),
-            share_window_us: scenario.share_window_ms * 1_000,
+            share_window_us: scenario.share_window_ms.min(scenario.measured_ms) * 1_000,
             shares: Vec::new(),
             before: Vec::new(),
             lists: 0,
@@ -137,7 +137,6 @@ impl Meter {
     pub(crate) fn asked(&mut self, arrived_us: u64, probes: u64) {
         self.figures(arrived_us, |figures| {
             figures.asks += 1;
-            figures.probes_of_asks += probes;
             figures.probes += probes;
         });
     }
@@ -171,10 +170,10 @@ impl Meter {
 
     /// A second of the measured time is over, or the measured time begins.
     pub(crate) fn second_over(&mut self, now_us: u64) {
-        let (p99, mean) = (self.second_us.quantile(0.99), self.second_us.mean());
+        let p99 = self.second_us.quantile(0.99);
         self.second_us.clear();
         if let Some(second) = now_us.checked_sub(1).and_then(|at| self.second(at)) {
-            (second.latency_us_p99, second.latency_us_mean) = (p99, mean as u64);
+            second.latency_us_p99 = p99;
         }
     }
 

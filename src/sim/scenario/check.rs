@@ -1,5 +1,7 @@
 //! Whether a scenario can be run. Each refusal names the key and what is wrong with it.
 
+use lookaside_core::model::Locality;
+
 use super::{Error, Fault, FaultKind, Scenario, Size, Which};
 use crate::digest::ALL;
 
@@ -20,10 +22,15 @@ impl Scenario {
         for (at, group) in self.endpoints.iter().enumerate() {
             between(&format!("endpoints[{at}].cores"), f64::from(group.cores), 1.0, 100_000.0)?;
             between(&format!("endpoints[{at}].speed"), group.speed, 0.001, 1_000.0)?;
+            zone(&format!("endpoints[{at}].zone"), &group.zone)?;
         }
         let balancer = &self.balancer;
-        let delays = [balancer.report_delay_us, balancer.push_delay_us, balancer.jitter_us];
-        delays.iter().try_for_each(|us| between("balancer", *us as f64 / 1e3, 0.0, TIME_MS_MAX as f64))?;
+        let delays = [
+            ("balancer.report_delay_us", balancer.report_delay_us),
+            ("balancer.push_delay_us", balancer.push_delay_us),
+            ("balancer.jitter_us", balancer.jitter_us),
+        ];
+        delays.iter().try_for_each(|(key, us)| between(key, *us as f64, 0.0, 1e9))?;
         between("balancer.report_loss_permille", f64::from(balancer.report_loss_permille), 0.0, 1_000.0)?;
         between("retries.attempts", f64::from(self.retries.attempts), 1.0, 10.0)?;
         let times = [
@@ -61,6 +68,9 @@ impl Scenario {
             before = step.at_ms;
         }
         self.check_windows()?;
+        for (at, share) in self.clients.zones.iter().enumerate() {
+            zone(&format!("clients.zones[{at}].zone"), &share.zone)?;
+        }
         let percents: u32 = self.clients.zones.iter().map(|zone| zone.percent.min(1_000)).sum();
         if !self.clients.zones.is_empty() && percents != 100 {
             return Err(value("clients.zones", format!("the percents come to {percents}, not to 100")));
@@ -168,6 +178,14 @@ impl Scenario {
 
 fn value(key: &str, reason: String) -> Error {
     Error::Value { key: key.to_owned(), reason }
+}
+
+/// Where something runs; nowhere known if it is empty.
+fn zone(key: &str, text: &str) -> Result<(), Error> {
+    match Locality::parse(text) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(value(key, format!("`{text}` is not region/zone: {error}"))),
+    }
 }
 
 /// NaN is not between anything.
