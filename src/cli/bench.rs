@@ -1,5 +1,5 @@
-//! `lookaside bench`: what Lookaside costs on this machine, measured on whole processes. Each command starts what it needs as
-//! children of its own, asks them over stdin and stdout, and ends them; nothing listens beyond loopback.
+//! `lookaside bench`: what Lookaside costs on this machine and how well it balances, measured on whole processes. Each command
+//! starts what it needs as children of its own, asks them over stdin and stdout, and ends them; nothing listens beyond loopback.
 
 mod child;
 mod fanout;

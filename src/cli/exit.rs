@@ -12,11 +12,11 @@ Exit codes:
   0   ok
   1   a check or a condition failed
   2   wrong usage
-  3   no such service, endpoint or client
+  3   no such service, endpoint, client, scenario or file of one
   4   the balancer cannot be reached; for orders to several: at least one replica could not be reached
   5   --wait timed out
   6   permission denied
-  78  the configuration is invalid
+  78  the configuration, or a scenario, is invalid
 
 Data goes to stdout, everything else to stderr. Colours are off when NO_COLOR is set.";
 

@@ -37,7 +37,7 @@ use crate::output::{Asked, Format};
 
 /// Lookaside: a lookaside load balancer for gRPC. Clients ask it where to send, then send there themselves.
 #[derive(Parser)]
-#[command(name = "lookaside", version, after_long_help = exit::HELP, after_help = "Exit codes: see --help.")]
+#[command(name = "lookaside", version, after_long_help = exit::HELP, after_help = "Exit codes: see --help.", max_term_width = 128)]
 struct Cli {
     #[command(flatten)]
     global: Global,

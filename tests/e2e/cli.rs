@@ -253,7 +253,7 @@ async fn benchmarks_measure_whole_processes_and_lose_nothing() {
 #[tokio::test]
 async fn ways_to_balance_are_measured_side_by_side_and_make_the_same_calls() {
     let windows = ["--repeats", "1", "--for", "1s", "--warm-up", "1s", "--cpu-max", "100", "-o", "json"];
-    let quality = ["bench", "quality", "--loads", "0.1", "--policies", "lookaside,p2c"];
+    let quality = ["bench", "quality", "--loads", "0.1", "--policy", "lookaside,p2c"];
     let told = cli(&[&quality[..], &windows].concat()).await.json();
     let rows = told["items"].as_array().unwrap();
     assert_eq!(rows.len(), 2, "{told:#}");
@@ -261,7 +261,7 @@ async fn ways_to_balance_are_measured_side_by_side_and_make_the_same_calls() {
         assert_eq!((&row["windows"], &row["failed"], &row["calls"]), (&1.into(), &0.into(), &rows[0]["calls"]));
         assert!(row["calls"].as_u64().unwrap() > 50 && row["p99Ms"]["median"].as_f64().unwrap() > 0.0, "{told:#}");
     }
-    let sinkhole = ["bench", "sinkhole", "--load", "0.1", "--policies", "p2c"];
+    let sinkhole = ["bench", "sinkhole", "--load", "0.1", "--policy", "p2c"];
     let told = cli(&[&sinkhole[..], &windows].concat()).await.json();
     let (calls, failed) = (&told["items"][0]["calls"], &told["items"][0]["failed"]);
     assert!((1..calls.as_u64().unwrap()).contains(&failed.as_u64().unwrap()), "two of twenty fail: {told:#}");

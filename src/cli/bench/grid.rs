@@ -1,5 +1,5 @@
-//! Windows of several policies in turn, at several loads, on the same backends: what `bench quality`, `bench sparse` and
-//! `bench ramp` have in common. The clients of each window are a process of their own, so that connections and clients of one
+//! Windows of several policies in turn, at several loads, on the same backends: what `bench quality`, `bench sparse`,
+//! `bench ramp` and, but for the turns, `bench sinkhole` have in common. The clients of each window are a process of their own, so that connections and clients of one
 //! policy do not stand about in the windows of another.
 
 use std::time::Duration;
@@ -33,7 +33,7 @@ const AROUND_WINDOW: Duration = Duration::from_secs(2);
 #[derive(clap::Args, Serialize, Clone)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Windows {
-    /// Windows of each policy at each load
+    /// Windows of each policy, at each load where there are several
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100), default_value_t = 5)]
     pub(super) repeats: u16,
     /// Time that is measured in a window
@@ -47,7 +47,7 @@ pub(super) struct Windows {
     /// A window in which the processors of the machine were busier than this is left out, percent of all
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100), default_value_t = 60)]
     pub(super) cpu_max: u8,
-    /// Of the times at which calls are due; the same ones for each policy
+    /// Seed of the times at which calls are due; each policy gets the same ones
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) seed: u64,
 }

@@ -33,7 +33,7 @@ pub(super) struct Args {
     /// Ways to choose an endpoint: lookaside, p2c, round_robin, tonic, peak_ewma
     #[arg(long, value_name = "POLICY", value_delimiter = ',', value_parser = grid::policy,
         default_value = "lookaside,round_robin,p2c")]
-    policies: Vec<Policy>,
+    policy: Vec<Policy>,
     /// Clients
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     clients: u32,
@@ -43,7 +43,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let shape = Shape { endpoints: 20, slots: 4, queue: 100_000, mean_us: 40_000, slow: 0, slow_factor: 1.0 };
-    let Args { steps, policies, clients, windows } = args;
+    let Args { steps, policy: policies, clients, windows } = args;
     let loads = (0..steps).map(|step| FIRST * FACTOR.powi(step)).collect();
     let grid = Grid { shape, clients, loads, policies, deadline_ms: DEADLINE_MS, windows };
     let rows = grid.run().await?;

@@ -48,7 +48,7 @@ pub(super) struct Args {
     /// The SDK calls servers that say nothing of their load either
     #[arg(long)]
     plain: bool,
-    /// Exit 1 when a figure is above its bar
+    /// Exit 1 when cpu_ratio is above 1.05
     #[arg(long)]
     check: bool,
 }

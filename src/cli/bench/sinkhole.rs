@@ -48,7 +48,7 @@ pub(super) struct Args {
     load: f64,
     /// Ways to choose an endpoint: lookaside, p2c, round_robin, tonic, peak_ewma
     #[arg(long, value_name = "POLICY", value_delimiter = ',', value_parser = grid::policy, default_value = "lookaside,p2c")]
-    policies: Vec<Policy>,
+    policy: Vec<Policy>,
     /// Clients
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     clients: u32,
@@ -73,7 +73,7 @@ struct Sinkhole {
 
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let shape = Shape { endpoints: 20, slots: 4, queue: 100, mean_us: 40_000, slow: 0, slow_factor: 1.0 };
-    let Args { load, policies, clients, windows, check } = args;
+    let Args { load, policy: policies, clients, windows, check } = args;
     let sinkhole = Sinkhole { shape, failing: FAILING, load, clients, policies, windows };
     let (windows, count) = (&sinkhole.windows, sinkhole.policies.len() as u32 * u32::from(sinkhole.windows.repeats));
     let length = windows.warm_up + windows.length + MARGIN;

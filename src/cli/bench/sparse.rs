@@ -34,13 +34,13 @@ pub(super) struct Args {
     /// Ways to choose an endpoint: lookaside, p2c, round_robin, tonic, peak_ewma
     #[arg(long, value_name = "POLICY", value_delimiter = ',', value_parser = grid::policy,
         default_value = "lookaside,p2c,round_robin")]
-    policies: Vec<Policy>,
+    policy: Vec<Policy>,
     #[command(flatten)]
     windows: Windows,
 }
 
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
-    let Args { clients, endpoints, policies, windows } = args;
+    let Args { clients, endpoints, policy: policies, windows } = args;
     let connections = clients * endpoints;
     if connections > CONNECTIONS_MAX {
         let text = format!("{clients} clients x {endpoints} endpoints are {connections} connections");

@@ -27,7 +27,7 @@ pub(super) fn latency(us: u64) -> String {
 fn table(summary: &Summary) -> String {
     let total = summary.calls.max(1) as f64;
     let start = |ms: Option<u64>| ms.map_or_else(String::new, |ms| format!("{:.3}s", ms as f64 / 1e3));
-    let rows = summary
+    let mut rows: Vec<_> = summary
         .per_endpoint
         .iter()
         .map(|e| {
@@ -41,6 +41,13 @@ fn table(summary: &Summary) -> String {
             ]
         })
         .collect();
+    let calls: u64 = summary.per_endpoint.iter().map(|e| e.calls).sum();
+    let failed: u64 = summary.per_endpoint.iter().map(|e| e.failed).sum();
+    let (nowhere, failed) = (summary.calls.saturating_sub(calls), summary.failed.saturating_sub(failed));
+    if nowhere > 0 {
+        let (calls, share) = (nowhere.to_string(), percent(nowhere as f64 / total));
+        rows.push(["no endpoint".to_owned(), calls, share, failed.to_string(), String::new(), String::new()]);
+    }
     let header = ["ENDPOINT", "CALLS", "SHARE", "FAILED", "FIRST CALL", "LAST CALL"];
     let mut text = output::table(header, rows);
     text.push_str(&format!(
@@ -98,6 +105,7 @@ mod tests {
             table(&summary()),
             "ENDPOINT        CALLS  SHARE  FAILED  FIRST CALL  LAST CALL\n\
              127.0.0.1:5001  999    99.9%  1       0.003s      19.998s\n\
+             no endpoint     1      0.1%   1       -           -\n\
              calls 1000   failed 2   p50 950us   p90 12.3ms   p99 41.0ms   p99.9 1.20s   max over mean 1.03\n\
              failed with DEADLINE_EXCEEDED: 1\n\
              failed with INTERNAL: 1"

@@ -13,7 +13,7 @@ const LATENCY_US_MAX: u64 = 600_000_000;
 
 /// Failures that are kept in their words, and how much of them.
 const FAILURES_KEPT_MAX: usize = 10;
-const FAILURE_CHARS_MAX: usize = 300;
+const FAILURE_CHARS_MAX: usize = 600;
 
 /// Endpoints told apart; calls to others beyond them count in the sums alone.
 const ENDPOINTS_MAX: usize = 10_000;
