@@ -48,7 +48,8 @@ pub(crate) struct Balancer {
     specs: Vec<EndpointSpec>,
     numbers: BTreeMap<Address, u32>,
     clients: Vec<ClientId>,
-    /// Of each client.
+    /// Where each client is, and its cohort.
+    places: Vec<Locality>,
     cohort_of: Vec<usize>,
     cohorts: Vec<Asked>,
     /// What lists were made from last.
@@ -95,24 +96,24 @@ impl Balancer {
             specs,
             numbers,
             clients,
+            places: zones.iter().map(|zone| locality(zone)).collect(),
             cohort_of: Vec::new(),
             cohorts: Vec::new(),
             seen: None,
             told: (Fleet::default(), 0),
         };
-        twin.group(zones, &locality);
+        twin.group();
         twin
     }
 
     /// Clients of one cohort get the same list. As in the service a place counts by its zone, where it counts at all.
-    fn group(&mut self, zones: &[String], locality: &impl Fn(&str) -> Locality) {
+    fn group(&mut self) {
         let mut known: BTreeMap<Cohort, usize> = BTreeMap::new();
-        for (client, zone) in self.clients.iter().zip(zones) {
-            let place = locality(zone);
+        for (client, place) in self.clients.iter().zip(&self.places) {
             let matters =
                 self.config.locality.prefer_zone && self.specs.iter().any(|spec| spec.locality.zone() == place.zone());
-            let place = if matters { locality(place.zone()) } else { Locality::unknown() };
-            let cohort = Cohort::of(client, place);
+            let zone = matters.then(|| Locality::parse(place.zone()).expect(OURS));
+            let cohort = Cohort::of(client, zone.unwrap_or_else(Locality::unknown));
             let cohorts = &mut self.cohorts;
             let at = *known.entry(cohort.clone()).or_insert_with(|| {
                 cohorts.push(Asked {
@@ -192,8 +193,8 @@ impl Balancer {
 
     pub(crate) fn calls_ended(&mut self, client: u32, endpoint: u32, outcomes: Outcomes, now_us: u64) {
         let address = self.address(endpoint);
-        let (id, peer) = (self.clients[client as usize].clone(), Peer(u64::from(client)));
-        let client = event::Client { id, peer, locality: Locality::unknown() };
+        let (id, locality) = (self.clients[client as usize].clone(), self.places[client as usize].clone());
+        let client = event::Client { id, peer: Peer(u64::from(client)), locality };
         self.hear(Event::CallsEnded { client, service: self.service.clone(), address, outcomes }, now_us);
     }
 

@@ -86,6 +86,17 @@ fn who_joins_serves_and_who_leaves_fails_nothing() {
 }
 
 #[test]
+fn clients_of_a_zone_that_is_too_full_are_helped_by_the_others() {
+    // The first zone has a third of the capacity and six of ten calls.
+    let yaml = "name: x\nendpoints: [{ name: a, count: 5, zone: r/a }, { name: b, count: 10, zone: r/b }]\n\
+                clients: { count: 30, zones: [{ zone: r/a, percent: 60 }, { zone: r/b, percent: 40 }] }\nload: 0.7\n\
+                balancer: { prefer_zone: true }\nwarm_up_ms: 30000\nmeasured_ms: 5000";
+    let scenario = Scenario::parse(yaml).unwrap();
+    let [own, in_turn] = [Policy::Lookaside, Policy::RoundRobin].map(|policy| p99(&run(&scenario, policy, 1).total));
+    assert!(own * 10.0 < in_turn, "{own} {in_turn}");
+}
+
+#[test]
 fn a_balancer_that_is_gone_is_not_missed() {
     let down = "faults: [{ kind: balancer_down, at_ms: 0, for_ms: 6000 }]";
     let [with, without] = [scenario(SMALL), scenario(&format!("{SMALL}\n{down}"))];
