@@ -24,7 +24,7 @@ mod wrr;
 /// The ways to balance that can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Policy {
-    /// No choice at all: one queue for all cores. What no policy can beat.
+    /// No choice at all: one queue for all cores. What no policy can beat where cores are alike.
     Bound,
     /// The endpoint that truly has least to do per capacity, known without delay.
     Oracle,

@@ -1,6 +1,6 @@
-//! What no policy can beat: all cores of all endpoints work on one queue, the fastest first, so that none is idle while a call
-//! waits anywhere. Calls take the same ways through the network as all others. Faults are left out: where there are some, this
-//! is the bound of a fleet without them.
+//! What no policy can beat where cores are alike: all cores of all endpoints work on one queue, the fastest first, so that none is
+//! idle while a call waits anywhere. Where some are slow, one that leaves those idle can, a little. Calls take the same ways
+//! through the network as all others. Faults are left out: where there are some, this is the bound of a fleet without them.
 
 use std::{
     cmp::Reverse,

@@ -22,7 +22,8 @@ use crate::output::{self, Asked, Envelope};
   lookaside simulate run --scenario mine.yaml --policy all --seeds 10 -o csv > mine.csv
 
 Policies:
-  bound        one queue for all cores of the fleet, fastest first, without its faults: no policy can beat it
+  bound        one queue for all cores of the fleet, fastest first, without its faults: no policy can beat it where
+               cores are alike; where some are slow, one that leaves those idle can, a little
   oracle       the endpoint that truly has least to do per capacity, known without delay
   lookaside    the picker of the SDK and the balancer's own table, reports, lists and outcomes with their delays
   random       any endpoint

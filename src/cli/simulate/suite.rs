@@ -22,7 +22,7 @@ use crate::output::{self, Envelope, Format};
   lookaside simulate suite --out study --runs study-runs
 
 Writes results.csv (a line per scenario, policy, window and measure), README.md, and SVG pictures into the directory; what it
-does not write stays. Left out are endpoints_10000, and policies to whom a scenario says nothing. The whole study takes two to three hours on two cores; the same version writes the same bytes.")]
+does not write stays. Left out are endpoints_10000, and policies to whom a scenario says nothing. The whole study takes three hours on two cores; the same version writes the same bytes.")]
 pub(crate) struct Args {
     /// Directory for the files, made if need be
     #[arg(long, value_name = "DIR")]

@@ -30,7 +30,7 @@ calls that arrive in the measured time and are answered; the network is in them,
 
 | policy | is |
 |---|---|
-| pooled bound | one queue for all cores of the fleet, fastest first, without its faults: no policy can beat it |
+| pooled bound | one queue for all cores of the fleet, fastest first, without its faults: no policy can beat it where cores are alike; where some are slow, one that leaves those idle can, a little |
 | oracle | the endpoint that truly has least to do per capacity, known without delay |
 | Lookaside | the picker of the SDK and the balancer's own table, reports, lists and outcomes with their delays |
 | probing P2C | two endpoints at random are asked before every call (Mitzenmacher) |
